@@ -1,0 +1,1 @@
+//! The guest's wiring and the transaction that changes it.

@@ -1,0 +1,1 @@
+//! The layer rules, as an ordinary test.

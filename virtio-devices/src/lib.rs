@@ -1,0 +1,1 @@
+//! Virtio devices, their transport and queues, and their host side.

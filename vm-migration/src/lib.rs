@@ -1,0 +1,1 @@
+//! The state container, the snapshot directory, the migration protocol and its transports.

@@ -1,0 +1,1 @@
+//! Configuration, machine builder, life cycle, snapshot and migration orchestration, REST server.
