@@ -70,16 +70,15 @@ const BUILT: &[HypervisorKind] = &[
 /// No device node is there, the one asked for is not built in, or it cannot be opened; the error
 /// names the node.
 pub fn open(kind: Option<HypervisorKind>) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
-    let kind = match kind {
-        Some(kind) => kind,
-        None => BUILT
-            .iter()
-            .copied()
-            .find(|kind| kind.device().is_some_and(Path::exists))
-            .ok_or_else(|| HypervisorError::NoDevice {
-                tried: BUILT.iter().filter_map(|kind| kind.device()).map(Path::to_path_buf).collect(),
-            })?,
-    };
+    let kind =
+        match kind {
+            Some(kind) => kind,
+            None => BUILT.iter().copied().find(|kind| kind.device().is_some_and(Path::exists)).ok_or_else(
+                || HypervisorError::NoDevice {
+                    tried: BUILT.iter().filter_map(|kind| kind.device()).map(Path::to_path_buf).collect(),
+                },
+            )?,
+        };
     if let Some(path) = kind.device()
         && BUILT.contains(&kind)
         && !path.exists()

@@ -130,11 +130,7 @@ pub trait WiringOps: Send + Sync {
     ///
     /// # Errors
     /// There is no such doorbell.
-    fn remove_doorbell(
-        &self,
-        doorbell: &DoorbellSpec,
-        event: BorrowedFd<'_>,
-    ) -> Result<(), HypervisorError>;
+    fn remove_doorbell(&self, doorbell: &DoorbellSpec, event: BorrowedFd<'_>) -> Result<(), HypervisorError>;
 
     /// Replaces the whole interrupt routing table.
     ///
