@@ -74,11 +74,13 @@ pub trait Vcpu: Send {
     fn kicker(&mut self) -> Box<dyn VcpuKicker>;
 
     /// Finishes an access that was answered but not yet delivered to the guest, so that
-    /// [`save`](Self::save) sees registers after the instruction.
+    /// [`save`](Self::save) sees registers after the instruction. An instruction that makes several
+    /// accesses (string I/O, an access over a page boundary) may have more of them to make: `bus`
+    /// answers those. No other instruction of the guest is run, and a kick is kept for the next run.
     ///
     /// # Errors
     /// The vCPU cannot be entered.
-    fn settle(&mut self) -> Result<(), HypervisorError>;
+    fn settle(&mut self, bus: &mut dyn ExitBus) -> Result<(), HypervisorError>;
 
     /// Everything that makes this vCPU what it is. The vCPU must not be running.
     ///

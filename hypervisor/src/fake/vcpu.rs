@@ -194,7 +194,7 @@ impl Vcpu for FakeVcpu {
         })
     }
 
-    fn settle(&mut self) -> Result<(), HypervisorError> {
+    fn settle(&mut self, _bus: &mut dyn ExitBus) -> Result<(), HypervisorError> {
         self.record(VcpuCall::Settle)
     }
 
