@@ -22,19 +22,21 @@ pub mod manager;
 pub mod memory;
 pub mod publish;
 pub mod report;
+pub mod slots;
 pub mod transaction;
 pub mod window;
 pub mod wiring;
 
-pub use apply::{ApplyError, Step};
+pub use apply::{ApplyError, Step, UndoFailure};
 pub use dispatch::{Dispatch, Dispatcher, Handler};
 pub use hypervisor::{DoorbellSpec, IoSpace, MsiMessage, RouteTarget, SlotFlags};
-pub use listener::{ListenerError, WiringChange, WiringListener};
+pub use listener::{Interest, ListenerError, ListenerId, WiringChange, WiringListener};
 pub use manager::AddressManager;
 pub use memory::{GuestMemoryView, MemoryHandle, MemoryReader, RamRegion};
-pub use report::{CommitReport, OperationCount};
+pub use report::{CommitReport, CommitTotals, OperationCount, Operations};
+pub use slots::MemoryRange;
 pub use transaction::{CommitError, Transaction};
 pub use window::{Window, WindowError, WindowKind, Windows};
 pub use wiring::{
-    Arm, Conflict, Doorbell, HandlerRange, IrqEvent, Owner, Route, Slot, SlotRole, Wired, Wiring,
+    Arm, Conflict, Doorbell, HandlerRange, IrqEvent, Owner, PAGE_SIZE, Route, Slot, SlotRole, Wired, Wiring,
 };

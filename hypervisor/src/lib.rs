@@ -11,6 +11,7 @@
 
 pub mod capabilities;
 pub mod error;
+pub mod event;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 #[cfg(feature = "kvm")]
@@ -25,6 +26,7 @@ pub mod x86_64;
 
 pub use capabilities::Capabilities;
 pub use error::HypervisorError;
+pub use event::borrow_event;
 pub use open::{HypervisorKind, open};
 pub use vcpu::{ExitBus, Vcpu, VcpuExit, VcpuKicker};
 pub use vm::{Hypervisor, IrqchipMode, Vm, VmOptions};

@@ -1,0 +1,249 @@
+//! How a transaction takes effect, or does not.
+
+use std::{convert::Infallible, sync::Arc, time::Instant};
+
+use thiserror::Error;
+
+use super::{Staged, Transaction};
+use crate::{
+    apply::{Applied, ApplyError, PlanError, Step, UndoFailure, remains},
+    diff::{Plan, diff},
+    dispatch::Dispatch,
+    listener::{ListenerId, WiringChange, WiringListener},
+    manager::AddressManager,
+    memory::{GuestMemoryView, view_of},
+    report::{CommitReport, nanoseconds},
+    slots::{KernelSlots, TooManySlots},
+    wiring::Wiring,
+};
+
+/// Why a commit did not take effect.
+#[derive(Debug, Error)]
+pub enum CommitError<E = Infallible> {
+    /// More slots are needed than there can be. Nothing was applied.
+    #[error(transparent)]
+    Slots(#[from] TooManySlots),
+    /// A step failed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The caller's step after the slots failed.
+    #[error("the step after the memory slots failed{}", remains(undo_failures))]
+    AfterSlots {
+        /// Why.
+        source: E,
+        /// What could not be undone.
+        undo_failures: Vec<UndoFailure>,
+    },
+    /// An earlier commit failed and could not be undone: what the kernel has is not known any more,
+    /// so nothing more is changed.
+    #[error("the wiring is damaged: {damage}")]
+    Damaged {
+        /// The failure that did it.
+        damage: String,
+    },
+}
+
+impl<E> CommitError<E> {
+    /// What could not be undone. After this, every commit is refused.
+    pub fn undo_failures(&self) -> &[UndoFailure] {
+        match self {
+            Self::Apply(error) => &error.undo_failures,
+            Self::AfterSlots { undo_failures, .. } => undo_failures,
+            Self::Slots(_) | Self::Damaged { .. } => &[],
+        }
+    }
+}
+
+impl<E> From<PlanError<E>> for CommitError<E> {
+    fn from(error: PlanError<E>) -> Self {
+        match error {
+            PlanError::Step(error) => Self::Apply(error),
+            PlanError::AfterSlots { source, undo_failures } => Self::AfterSlots { source, undo_failures },
+        }
+    }
+}
+
+pub(super) fn commit<E>(
+    transaction: Transaction<'_>,
+    after_slots: Option<impl FnOnce() -> Result<(), E>>,
+) -> Result<CommitReport, CommitError<E>> {
+    let Transaction { turn, live, staged, label, begun } = transaction;
+    let commit = Commit { manager: turn.manager(), live, begun: Instant::now() };
+    let staging_ns = nanoseconds(begun);
+    let report = CommitReport { label, staging_ns, ..CommitReport::default() };
+    let result = commit.run(staged.into_inner(), report, after_slots);
+    if let Err(error) = &result {
+        commit.note_failure(error);
+    }
+    result
+}
+
+/// A commit under way. There is one at a time: its caller holds the turn.
+struct Commit<'m> {
+    manager: &'m AddressManager,
+    live: Arc<Wiring>,
+    begun: Instant,
+}
+
+/// The tables that vCPUs and workers read.
+struct Tables {
+    dispatch: Option<Arc<Dispatch>>,
+    memory: Option<Arc<GuestMemoryView>>,
+}
+
+/// A listener that was started, and with what.
+struct Told {
+    listener: Arc<dyn WiringListener>,
+    change: WiringChange,
+}
+
+impl Commit<'_> {
+    fn run<E>(
+        &self,
+        staged: Staged,
+        mut report: CommitReport,
+        after_slots: Option<impl FnOnce() -> Result<(), E>>,
+    ) -> Result<CommitReport, CommitError<E>> {
+        let manager = self.manager;
+        let (kernel, damage) = {
+            let state = manager.state.lock();
+            (Arc::clone(&state.kernel), state.damage.clone())
+        };
+        if let Some(damage) = damage {
+            return Err(CommitError::Damaged { damage });
+        }
+        let Staged { wiring, windows, listeners: fresh, memory } = staged;
+
+        let since = Instant::now();
+        let mut plan = diff(&self.live, &wiring, &kernel, manager.limits)?;
+        let kernel = plan.slots_after.take().map_or(kernel, Arc::new);
+        report.diff_ns = nanoseconds(since);
+        report.doorbells_late = wiring.late_doorbells() as u64;
+        report.dispatch_entries = wiring.handlers.len() as u64;
+        let after = Tables {
+            dispatch: plan.handlers.then(|| Arc::new(Dispatch::new(&wiring))),
+            memory: plan.memory.then(|| memory.unwrap_or_else(|| Arc::new(view_of(&wiring)))),
+        };
+
+        let applied = plan.apply(manager.ops(), &mut report, after_slots)?;
+        let before = self.publish(&after, &mut report);
+
+        let mut listeners = manager.listeners.lock();
+        if let Err(mut error) = self.tell(&plan, &kernel, &listeners, &fresh, &before, &mut report) {
+            error.undo_failures = self.go_back(applied, &before);
+            return Err(CommitError::Apply(error));
+        }
+        listeners.extend(fresh);
+        drop(plan);
+
+        let mut state = manager.state.lock();
+        report.sequence = state.totals.commits + 1;
+        report.total_ns = nanoseconds(self.begun);
+        let old = std::mem::replace(&mut state.wiring, Arc::new(wiring));
+        state.windows = windows;
+        state.kernel = kernel;
+        state.record(&report);
+        drop(state);
+        drop(listeners);
+        // May unmap memory, which takes long: not under a lock.
+        drop((old, before));
+        log::debug!("{report}");
+        Ok(report)
+    }
+
+    /// Publishes the tables that differ; hands out those that were in their place.
+    fn publish(&self, after: &Tables, report: &mut CommitReport) -> Tables {
+        let since = Instant::now();
+        let Tables { dispatch, memory } = after;
+        let before = Tables {
+            dispatch: dispatch.is_some().then(|| self.manager.dispatch.latest().0),
+            memory: Some(self.manager.memory.latest().0),
+        };
+        self.put(after);
+        let count = usize::from(dispatch.is_some()) + usize::from(memory.is_some());
+        if count != 0 {
+            report.operations.published.add(count, since);
+        }
+        before
+    }
+
+    fn put(&self, tables: &Tables) {
+        if let Some(dispatch) = &tables.dispatch {
+            self.manager.dispatch.publish(Arc::clone(dispatch));
+        }
+        if let Some(memory) = &tables.memory {
+            self.manager.memory.publish(Arc::clone(memory));
+        }
+    }
+
+    /// Tells all listeners, those of this transaction from scratch. Starts all, then finishes all;
+    /// when one fails, has those that were started go back.
+    fn tell(
+        &self,
+        plan: &Plan<'_>,
+        kernel: &KernelSlots,
+        known: &[(ListenerId, Arc<dyn WiringListener>)],
+        fresh: &[(ListenerId, Arc<dyn WiringListener>)],
+        before: &Tables,
+        report: &mut CommitReport,
+    ) -> Result<(), ApplyError> {
+        let since = Instant::now();
+        let memory = self.manager.memory.latest().0;
+        let memory_before = before.memory.as_ref().unwrap_or(&memory);
+        let change_of = |listener: &dyn WiringListener, is_known| {
+            if is_known {
+                WiringChange::of(&plan.slots, &memory, memory_before, listener.interest())
+            } else {
+                WiringChange::whole(kernel, &memory, listener.interest())
+            }
+        };
+        let known = known.iter().map(|(_, listener)| (listener, true));
+        let all = known.chain(fresh.iter().map(|(_, listener)| (listener, false)));
+
+        let mut told: Vec<Told> = Vec::new();
+        let mut failure = None;
+        for (listener, is_known) in all {
+            let change = change_of(&**listener, is_known);
+            if change.is_empty() {
+                continue;
+            }
+            if let Err(error) = listener.start(&change) {
+                failure = Some((Step::StartListener(listener.name().to_owned()), error));
+                break;
+            }
+            told.push(Told { listener: Arc::clone(listener), change });
+        }
+        for Told { listener, .. } in &told {
+            if let Err(error) = listener.finish() {
+                let step = Step::FinishListener(listener.name().to_owned());
+                if failure.is_some() {
+                    log::error!("undoing a commit: cannot {step}: {error}");
+                }
+                failure.get_or_insert((step, error));
+            }
+        }
+        if let Some((step, error)) = failure {
+            for Told { listener, change } in told.iter().rev() {
+                listener.undo(change);
+            }
+            return Err(ApplyError { step, source: error.into(), undo_failures: Vec::new() });
+        }
+        if !told.is_empty() {
+            report.operations.listeners.add(told.len(), since);
+        }
+        Ok(())
+    }
+
+    fn go_back(&self, applied: Applied<'_>, before: &Tables) -> Vec<UndoFailure> {
+        self.put(before);
+        applied.undo()
+    }
+
+    fn note_failure<E>(&self, error: &CommitError<E>) {
+        let mut state = self.manager.state.lock();
+        state.totals.failed += 1;
+        if let Some(first) = error.undo_failures().first() {
+            state.damage = Some(format!("cannot {}", first.step));
+        }
+    }
+}
