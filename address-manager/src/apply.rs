@@ -324,6 +324,3 @@ impl fmt::Debug for Applied<'_> {
         f.debug_struct("Applied").field("done", &self.done).finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -161,6 +161,3 @@ fn compare<'w, K: Ord, V>(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -44,24 +44,26 @@ impl<T> Publication<T> {
     /// sees `table` or a later one.
     pub fn publish(&self, table: Arc<T>) {
         let _serialised = self.publishing.lock();
-        let [even, odd] = &self.places;
         let now = self.generation.load(Ordering::Relaxed);
-        let (current, next) = if now % 2 == 0 { (even, odd) } else { (odd, even) };
-        next.put(Arc::clone(&table));
+        let then = now.wrapping_add(1);
+        self.place(then).put(Arc::clone(&table));
         // Pairs with the acquire in `latest`: who sees this generation finds its table in place.
-        self.generation.store(now.wrapping_add(1), Ordering::Release);
-        current.put(table);
+        self.generation.store(then, Ordering::Release);
+        self.place(now).put(table);
+    }
+
+    fn place(&self, generation: u64) -> &Place<Arc<T>> {
+        let [even, odd] = &self.places;
+        if generation & 1 == 0 { even } else { odd }
     }
 
     /// The table that is published now, and its generation or an earlier one.
     pub fn latest(&self) -> (Arc<T>, u64) {
         loop {
             let generation = self.generation.load(Ordering::Acquire);
-            let [even, odd] = &self.places;
-            let place = if generation % 2 == 0 { even } else { odd };
             // A place is written only after the generation left it, so a failure means that a
             // newer one is published: look again.
-            if let Some(table) = place.try_get() {
+            if let Some(table) = self.place(generation).try_get() {
                 return (table, generation);
             }
             pause();

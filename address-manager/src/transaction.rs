@@ -284,6 +284,3 @@ impl fmt::Debug for Transaction<'_> {
         f.debug_struct("Transaction").field("label", &self.label).finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;
