@@ -1,0 +1,5 @@
+//! The PC as Cumulet builds it: 64-bit x86, no BIOS, one IOAPIC, PCI Express.
+
+pub mod boot;
+pub mod layout;
+pub mod memory_map;
