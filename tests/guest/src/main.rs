@@ -1,3 +1,22 @@
-//! To be written.
+//! The test guest: boots by PVH, goes to ring 3 at once, and does what the tests order over the serial port.
+//!
+//! Ring 0 holds short stubs only (`boot.s`); all the rest runs in ring 3 with IOPL 3 and every page open to it, so that
+//! it runs at native speed even on a host that emulates ring 0, and reaches ports and MMIO itself.
+//!
+//! It is no operating system: one program, no processes, no protection. docs/test-guest.md describes the orders.
 
-fn main() {}
+#![no_std]
+#![no_main]
+#![expect(dead_code, reason = "starting the other processors comes next")]
+
+mod apic;
+mod boot;
+mod cell;
+mod cpu;
+mod interrupts;
+mod memory;
+mod program;
+mod runtime;
+mod serial;
+mod smp;
+mod start_info;
