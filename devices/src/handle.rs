@@ -56,3 +56,22 @@ impl fmt::Debug for IrqLine {
         write!(f, "IrqLine({})", self.gsi)
     }
 }
+
+/// What a guest asks of its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestRequest {
+    /// Start over.
+    Reset,
+    /// Power off.
+    PowerOff,
+    /// End with an exit code (the debug exit port).
+    DebugExit(u32),
+    /// The guest's kernel has panicked (pvpanic events, as bits).
+    Panicked(u8),
+}
+
+/// Who carries out what a guest asks for; the machine implements it. Returns at once.
+pub trait RequestSink: Send + Sync + fmt::Debug {
+    /// Takes note of a request.
+    fn request(&self, request: GuestRequest);
+}

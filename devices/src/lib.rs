@@ -7,8 +7,11 @@
 pub mod device;
 pub mod handle;
 pub mod pci;
+pub mod platform;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use device::{Device, Mmio, PauseError, PortIo, SharedDevice};
-pub use handle::{DmaMemory, IrqLine, LineSink, MsiSink};
+pub use handle::{DmaMemory, GuestRequest, IrqLine, LineSink, MsiSink, RequestSink};
 pub use state::{Persist, Stateful};
