@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -47,14 +47,15 @@ pub enum SlotError {
 /// Bus 0 of one segment. Shared by its handlers; slots change under a lock of their own.
 pub struct PciSegment {
     number: u16,
-    manager: Arc<AddressManager>,
+    // The manager's wiring holds this segment's handlers: a strong reference would be a cycle.
+    manager: Weak<AddressManager>,
     slots: RwLock<BTreeMap<u8, SharedDevice>>,
 }
 
 impl PciSegment {
     /// A segment with empty slots.
-    pub fn new(number: u16, manager: Arc<AddressManager>) -> Arc<Self> {
-        Arc::new(Self { number, manager, slots: RwLock::new(BTreeMap::new()) })
+    pub fn new(number: u16, manager: &Arc<AddressManager>) -> Arc<Self> {
+        Arc::new(Self { number, manager: Arc::downgrade(manager), slots: RwLock::new(BTreeMap::new()) })
     }
 
     /// The segment's number.
@@ -119,7 +120,8 @@ impl PciSegment {
     /// Brings the wiring of a function in line with its registers, in one transaction. The
     /// transaction is opened before the device is locked, as everybody does.
     fn rewire(&self, device: &SharedDevice) {
-        let transaction = self.manager.begin();
+        let Some(manager) = self.manager.upgrade() else { return };
+        let transaction = manager.begin_labelled("BAR");
         let mut device = device.lock();
         let Some(function) = device.pci() else { return };
         let endpoint = function.endpoint();
