@@ -56,8 +56,11 @@ impl Section {
     /// # Errors
     /// The state cannot be written as JSON (a map with keys that are no strings, say).
     pub fn save<S: State>(id: &str, state: &S) -> Result<Self, SaveError> {
-        let state = serde_json::value::to_raw_value(state)
-            .map_err(|source| SaveError { id: id.to_owned(), kind: S::KIND, source })?;
+        let state = serde_json::value::to_raw_value(state).map_err(|source| SaveError {
+            id: id.to_owned(),
+            kind: S::KIND,
+            source,
+        })?;
         Ok(Self { id: id.to_owned(), kind: S::KIND.to_owned(), version: S::VERSION, state })
     }
 

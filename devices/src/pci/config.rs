@@ -187,7 +187,7 @@ mod tests {
         space.guest_write(first, &[0xff, 0xff, 0xff, 0xff]);
         let mut body = [0; 4];
         space.read(first, &mut body);
-        assert_eq!(body, [0x11, second as u8, 1, 0xf2]);
+        assert_eq!(body, [0x11, second.to_le_bytes()[0], 1, 0xf2]);
     }
 
     #[test]

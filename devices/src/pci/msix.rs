@@ -133,7 +133,10 @@ impl MsixTable {
 
     fn deliver_pending(&self, vector: &mut Vector) {
         let control = self.control.load(Ordering::SeqCst);
-        if vector.pending && control & (ENABLE | FUNCTION_MASK) == ENABLE && vector.control & VECTOR_MASKED == 0 {
+        if vector.pending
+            && control & (ENABLE | FUNCTION_MASK) == ENABLE
+            && vector.control & VECTOR_MASKED == 0
+        {
             vector.pending = false;
             self.sink.send(MsiMessage {
                 address: vector.address,
@@ -279,7 +282,8 @@ impl fmt::Debug for MsiVector {
 /// Splits an access into aligned 32-bit words; the table is accessed by 4 or 8 bytes (PCI 3.0
 /// section 6.8.2), anything else reads as ones and is ignored.
 fn words(offset: u64, length: usize) -> Option<usize> {
-    (offset % 4 == 0 && (length == 4 || (length == 8 && offset % 8 == 0))).then_some(length / 4)
+    (offset.is_multiple_of(4) && (length == 4 || (length == 8 && offset.is_multiple_of(8))))
+        .then_some(length / 4)
 }
 
 fn read_words(offset: u64, data: &mut [u8], word: impl Fn(u64) -> u32) {

@@ -91,7 +91,7 @@ impl PciSegment {
 
     fn device(&self, bus: u64, devfn: u64) -> Option<SharedDevice> {
         // Function 0 only: multi-function devices do not exist here.
-        if bus != 0 || devfn % 8 != 0 {
+        if bus != 0 || !devfn.is_multiple_of(8) {
             return None;
         }
         self.slots.read().get(&u8::try_from(devfn / 8).ok()?).cloned()
@@ -331,3 +331,6 @@ impl Device for HostBridge {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests;

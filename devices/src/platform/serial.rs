@@ -115,7 +115,8 @@ impl Serial {
     }
 
     fn take_over(&mut self, state: &RegisterState) -> Result<(), String> {
-        let output = self.registers.take().map_or_else(|| Box::new(io::sink()) as Output, Registers::into_writer);
+        let output =
+            self.registers.take().map_or_else(|| Box::new(io::sink()) as Output, Registers::into_writer);
         self.silent.store(true, Ordering::Relaxed);
         let line = Line { irq: self.irq.clone(), silent: Arc::clone(&self.silent) };
         let registers = Registers::from_state(state, line, NoEvents, output);
