@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use crate::{Hypervisor, HypervisorError};
 
+#[allow(dead_code, unused_imports)]
+mod emulate;
+
 /// Opens the device node.
 ///
 /// # Errors
