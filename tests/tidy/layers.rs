@@ -13,8 +13,8 @@ const HOUSE: [&str; 8] =
 /// Crates beside the house, with everything of ours that each may depend on.
 const BESIDE: &[(&str, &[&str])] = &[
     ("api_client", &[]),
-    // End-to-end tests speak to the monitor as any client does.
-    ("cumulet-tests", &["api_client"]),
+    // End-to-end tests speak to the monitor as any client does, and to the guest by its orders.
+    ("cumulet-tests", &["api_client", "test-guest"]),
     ("test-guest", &[]),
     (
         "cumulet-benches",

@@ -28,7 +28,7 @@ pub fn tests(workspace: &Workspace, tally: &mut Tally) {
 /// Loom replaces the atomics and locks of the code under test when `cfg(loom)` is set, so it has its own
 /// build of everything.
 pub fn loom(workspace: &Workspace, tally: &mut Tally) {
-    if !mentions(&workspace.root.join("address-manager"), "cfg(loom)") {
+    if !mentions(&workspace.root.join("address-manager"), "loom::model") {
         return tally.check("address-manager", || {
             Verdict::Skipped("address-manager has no loom test yet".to_owned())
         });
@@ -70,7 +70,7 @@ fn read_doctests(finished: &Finished) -> TestRun {
     run
 }
 
-/// Whether a Rust file or manifest below `folder` contains `text`.
+/// Whether a Rust file below `folder` contains `text`.
 fn mentions(folder: &Path, text: &str) -> bool {
     let Ok(entries) = fs::read_dir(folder) else { return false };
     entries.flatten().map(|entry| entry.path()).any(|path| {
