@@ -176,7 +176,8 @@ impl PackedRing {
         match flags & 3 {
             EVENT_DISABLE => Ok(false),
             EVENT_DESC if self.event_idx => {
-                let Some(count) = count else { return Ok(true) };
+                // After a whole lap the event is behind, wherever it is: slots do not tell laps apart.
+                let Some(count) = count.filter(|count| *count < self.size) else { return Ok(true) };
                 let event = load(memory, self.driver_event, Ordering::Relaxed)?;
                 let mut slot = event & !EVENT_WRAP;
                 if (event & EVENT_WRAP != 0) != self.used.wrap {
