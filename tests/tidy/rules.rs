@@ -58,12 +58,12 @@ pub const RULES: &[Rule] = &[
             "kvm_ioctls",
             "mshv_bindings",
             "mshv_ioctls",
-            ":: kvm_*",
-            ":: mshv_*",
+            "hypervisor :: kvm",
+            "hypervisor :: mshv",
         ]),
         catches: &[
             ("vmm/src/a.rs", "//! A.\nuse kvm_ioctls::VcpuFd;"),
-            ("vmm/src/a.rs", "//! A.\nlet regs = x::kvm_regs::default();"),
+            ("vmm/src/a.rs", "//! A.\nuse hypervisor::kvm::KvmVm;"),
         ],
         passes: &[
             ("hypervisor/src/kvm.rs", "//! A.\nuse kvm_ioctls::VcpuFd;"),
@@ -76,7 +76,6 @@ pub const RULES: &[Rule] = &[
         about: |file| !file.is_in("hypervisor") && !file.is_in("address-manager"),
         finds: Finds::Code(&[
             "WiringOps",
-            "DoorbellSpec",
             "MemorySlot",
             "Irqfd",
             ". set_slot (",
