@@ -1,0 +1,1 @@
+"""Unit tests of the lab: `python3 -m unittest` in tests/lab. They boot nothing and download nothing."""
