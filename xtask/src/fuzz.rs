@@ -88,7 +88,7 @@ fn build(workspace: &Workspace, triple: &str) -> Invocation {
     workspace
         .cargo()
         .env("RUSTFLAGS", COVERAGE)
-        .words("build --release --bins --locked --manifest-path fuzz/Cargo.toml --target-dir fuzz/target")
+        .words("build --release --bins --manifest-path fuzz/Cargo.toml --target-dir fuzz/target")
         .arg("--target")
         .arg(triple)
 }
@@ -143,12 +143,20 @@ fn judge(finished: &Finished) -> Verdict {
         .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))
         .and_then(|count| count.trim().parse::<u64>().ok())
         .unwrap_or(0);
-    match (finished.success, covered, tried) {
-        (true, true, 1..) => Verdict::Passed,
-        (true, true, 0) => Verdict::Failed(format!("no input was tried\n{}", finished.in_full())),
-        (true, false, _) => Verdict::Failed(format!("built without coverage\n{}", finished.in_full())),
-        (false, ..) => Verdict::Failed(finished.in_full()),
-    }
+    let trouble = match (finished.success, covered, tried) {
+        (true, true, 1..) => return Verdict::Passed,
+        (true, true, 0) => "no input was tried\n",
+        (true, false, _) => "built without coverage\n",
+        (false, ..) => "",
+    };
+    Verdict::Failed(format!("{trouble}{}", without_progress(&finished.in_full())))
+}
+
+/// Leaves out the thousands of lines in which libFuzzer says that it found something new.
+fn without_progress(output: &str) -> String {
+    let progress =
+        |line: &&str| line.starts_with('#') && line.contains(" cov: ") || line.contains("NEW_FUNC[");
+    output.lines().filter(|line| !progress(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
 #[cfg(test)]
@@ -172,5 +180,14 @@ stat::number_of_executed_units: 7
         assert!(matches!(judged(true, &GOOD.replace("units: 7", "units: 0")), Verdict::Failed(_)));
         assert!(matches!(judged(true, &GOOD.replace("inline 8-bit", "no")), Verdict::Failed(_)));
         assert!(matches!(judged(true, ""), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn a_failure_is_shown_without_the_progress_before_it() {
+        let output = "#7 NEW cov: 462 ft: 494\n\tNEW_FUNC[1/4]: 0x5\nthread panicked\n# of it\n";
+        match judged(false, output) {
+            Verdict::Failed(shown) => assert_eq!(shown, "\nthread panicked\n# of it\n"),
+            other => panic!("{other:?}"),
+        }
     }
 }
