@@ -1,5 +1,6 @@
 //! The PC as Cumulet builds it: 64-bit x86, no BIOS, one IOAPIC, PCI Express.
 
+pub mod acpi;
 pub mod boot;
 pub mod compat;
 pub mod cpuid;
