@@ -170,7 +170,7 @@ stat::number_of_executed_units: 7
 ";
 
     fn judged(success: bool, output: &str) -> Verdict {
-        judge(&Finished { success, output: output.to_owned(), story: String::new() })
+        judge(&Finished::with(success, output))
     }
 
     #[test]
@@ -186,7 +186,7 @@ stat::number_of_executed_units: 7
     fn a_failure_is_shown_without_the_progress_before_it() {
         let output = "#7 NEW cov: 462 ft: 494\n\tNEW_FUNC[1/4]: 0x5\nthread panicked\n# of it\n";
         match judged(false, output) {
-            Verdict::Failed(shown) => assert_eq!(shown, "\nthread panicked\n# of it\n"),
+            Verdict::Failed(shown) => assert_eq!(shown, "`program` ended\nthread panicked\n# of it\n"),
             other => panic!("{other:?}"),
         }
     }

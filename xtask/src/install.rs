@@ -14,7 +14,7 @@ use crate::{process::Invocation, workspace::Workspace};
 /// A program that a chore starts, and where it comes from.
 #[derive(Debug)]
 pub struct Tool {
-    /// The file to look for in `PATH` and the system's folders.
+    /// The file to look for in `PATH` and the system's folders; or a whole path.
     program: &'static str,
     source: Source,
 }
@@ -59,8 +59,10 @@ pub const FUZZ: &[Tool] = &[debian("g++", "g++")];
 pub const LAB: &[Tool] = &[
     debian("depmod", "kmod"),
     debian("ip", "iproute2"),
+    debian("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
     debian("mcopy", "mtools"),
     debian("mkfs.erofs", "erofs-utils"),
+    debian("mkfs.ext4", "e2fsprogs"),
     debian("mkfs.vfat", "dosfstools"),
     debian("mmdebstrap", "mmdebstrap"),
     debian("python3", "python3"),
@@ -120,6 +122,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path)
         .chain(cargo)
         .chain(system)
+        // A whole path stays what it is.
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
 }

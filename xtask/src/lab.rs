@@ -1,36 +1,152 @@
 //! The lab, a whole Linux host of its own to run a command in: `cargo xtask lab`, and the tests that need it.
 //!
-//! What the lab is and how it is built stands in `tests/lab`; here it is only called.
+//! What the lab is and how it is built stands in `tests/lab`; here it is only called, and what it prints is
+//! counted.
 
-use std::process::ExitCode;
+use std::{fs, process::ExitCode};
 
 use crate::{
     install,
-    test::{Tally, Verdict},
+    process::{Finished, Invocation},
+    test::{Tally, TestRun, Verdict},
     workspace::Workspace,
 };
 
 const PROGRAM: &str = "tests/lab/lab.py";
 
+/// The checks that the step `lab` runs in one boot of the lab: a name a line, `#` begins a comment.
+const SUITE: &str = "tests/lab/suite";
+
 /// Hands the arguments to the lab's own program.
 pub fn run(args: &[String]) -> Result<ExitCode, String> {
     let workspace = Workspace::find()?;
-    present(&workspace)?;
     install::ensure(&workspace, install::LAB)?;
-    let lab = args.iter().fold(workspace.program("python3").arg(PROGRAM), |lab, arg| lab.arg(arg));
-    let status = lab.hand_over()?;
+    let status = args.iter().fold(program(&workspace), |lab, arg| lab.arg(arg)).hand_over()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// The step `lab`.
 pub fn tests(workspace: &Workspace, tally: &mut Tally) {
-    tally.check("present", || match present(workspace) {
-        Ok(()) => Verdict::Passed,
-        Err(reason) => Verdict::Skipped(reason),
-    });
+    let own = workspace
+        .program("python3")
+        .words("-B -m unittest discover -v -s tests/lab/labkit/tests -t tests/lab");
+    tally.tests("the lab's own tests", || read_unittest(&own.run()));
+    let checks = fs::read_to_string(workspace.root.join(SUITE)).map(|text| suite(&text)).unwrap_or_default();
+    if checks.is_empty() {
+        return tally.check("checks in the lab", || Verdict::Skipped(format!("{SUITE} names no check yet")));
+    }
+    let lab = program(workspace).words("run -- /payload/run.sh");
+    let lab = checks.iter().fold(lab, |lab, check| lab.arg(check));
+    tally.tests("checks in the lab", || read_results(&lab.run(), &checks));
 }
 
-fn present(workspace: &Workspace) -> Result<(), String> {
-    if workspace.root.join(PROGRAM).is_file() { Ok(()) } else { Err(format!("there is no {PROGRAM} yet")) }
+fn program(workspace: &Workspace) -> Invocation {
+    workspace.program("python3").arg(PROGRAM)
+}
+
+/// The names in the suite file.
+fn suite(text: &str) -> Vec<String> {
+    let code = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
+    text.lines().map(code).filter(|name| !name.is_empty()).collect()
+}
+
+/// Counts the lines of Python's `unittest -v`: `test_a (module.Class.test_a) ... ok`. What a test or its
+/// description prints may stand between the name and the verdict, so only the runner's total is trusted.
+fn read_unittest(finished: &Finished) -> TestRun {
+    let mut run = TestRun { output: finished.in_full(), ..TestRun::default() };
+    let mut ran = None;
+    for line in finished.output.lines() {
+        if let Some(name) = line.strip_prefix("FAIL: ").or_else(|| line.strip_prefix("ERROR: ")) {
+            run.failed.push(name.to_owned());
+        } else if let Some((test, reason)) = line.split_once(" ... skipped ") {
+            run.skipped.push((test.to_owned(), reason.trim_matches(['\'', '"']).to_owned()));
+        } else if let Some(rest) = line.strip_prefix("Ran ") {
+            ran = rest.split(' ').next().and_then(|count| count.parse::<usize>().ok());
+        }
+    }
+    match ran.and_then(|ran| ran.checked_sub(run.failed.len() + run.skipped.len())) {
+        Some(passed) if passed + run.failed.len() + run.skipped.len() > 0 => run.passed = passed,
+        _ => run.broken = Some("the tests did not run to their end".to_owned()),
+    }
+    if !finished.success && run.failed.is_empty() && run.broken.is_none() {
+        run.broken = Some("the runner failed though no test did".to_owned());
+    }
+    run
+}
+
+/// Counts the lines `RESULT <name> <ok|FAIL|skip> <seconds> <note>`, one for each check that was named.
+fn read_results(finished: &Finished, checks: &[String]) -> TestRun {
+    let mut run = TestRun { output: finished.in_full(), ..TestRun::default() };
+    for check in checks {
+        let result = finished.output.lines().find_map(|line| {
+            let rest = line.trim_start().strip_prefix("RESULT ")?.strip_prefix(check.as_str())?;
+            rest.strip_prefix(' ')?.split_once(' ')
+        });
+        match result {
+            Some(("ok", _)) => run.passed += 1,
+            Some(("skip", rest)) => {
+                let reason = rest.split_once(' ').map_or("no reason given", |(_, note)| note.trim());
+                run.skipped.push((check.clone(), reason.to_owned()));
+            }
+            Some(_) => run.failed.push(check.clone()),
+            None => run.failed.push(format!("{check} (no result)")),
+        }
+    }
+    if !finished.success && run.failed.is_empty() {
+        run.broken = Some("the lab failed though no check did".to_owned());
+    }
+    run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suite_is_a_list_with_comments() {
+        assert_eq!(suite("# boots\nboot\n\n disk # raw\n"), ["boot", "disk"]);
+    }
+
+    #[test]
+    fn python_tests_are_counted_by_the_runners_total() {
+        let output = "\
+test_a (m.C.test_a) ... ok
+test_b (m.C.test_b) ... noise
+ok
+test_c (m.C.test_c) ... skipped 'no network'
+test_d (m.C.test_d) ... FAIL
+======
+FAIL: test_d (m.C.test_d)
+------
+Ran 4 tests in 0.1s
+
+FAILED (failures=1, skipped=1)
+";
+        let run = read_unittest(&Finished::with(false, output));
+        assert_eq!((run.passed, run.failed.len()), (2, 1));
+        assert_eq!(run.skipped, [("test_c (m.C.test_c)".to_owned(), "no network".to_owned())]);
+        assert!(run.broken.is_none());
+    }
+
+    #[test]
+    fn python_tests_that_did_not_run_are_a_failure() {
+        for output in ["", "Ran 0 tests in 0.0s\n\nOK\n", "No module named labkit\n"] {
+            assert!(read_unittest(&Finished::with(true, output)).broken.is_some(), "{output}");
+        }
+    }
+
+    #[test]
+    fn every_check_that_was_named_has_a_result() {
+        let checks = ["boot", "boot2", "vfio", "lost"].map(str::to_owned);
+        let output = "\
+RESULT boot ok 8.11 up in 4 s
+RESULT boot2 FAIL 4.00 no end
+RESULT vfio skip 0.1 no IOMMU
+";
+        let run = read_results(&Finished::with(false, output), &checks);
+        assert_eq!(run.passed, 1);
+        assert_eq!(run.failed, ["boot2", "lost (no result)"]);
+        assert_eq!(run.skipped, [("vfio".to_owned(), "no IOMMU".to_owned())]);
+    }
 }

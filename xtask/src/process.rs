@@ -22,6 +22,8 @@ pub struct Invocation {
 pub struct Finished {
     /// It started, and exited with status 0.
     pub success: bool,
+    /// Its exit code, if it exited by itself.
+    pub code: Option<i32>,
     /// Everything that it printed, standard output and standard error together.
     pub output: String,
     /// The command line, and how it ended: what a person needs to repeat it.
@@ -68,10 +70,12 @@ impl Invocation {
     pub fn run(&self) -> Finished {
         match self.try_run() {
             Ok((status, output)) => {
-                Finished { success: status.success(), output, story: format!("`{self}` ended with {status}") }
+                let story = format!("`{self}` ended with {status}");
+                Finished { success: status.success(), code: status.code(), output, story }
             }
             Err(error) => Finished {
                 success: false,
+                code: None,
                 output: String::new(),
                 story: format!("`{self}` could not be run: {error}"),
             },
@@ -139,6 +143,13 @@ impl fmt::Display for Invocation {
 }
 
 impl Finished {
+    /// What a program with that output would have left, for tests of those who read it.
+    #[cfg(test)]
+    pub fn with(success: bool, output: &str) -> Self {
+        let code = Some(i32::from(!success));
+        Self { success, code, output: output.to_owned(), story: "`program` ended".to_owned() }
+    }
+
     /// The whole output under the command line: for a person who has to find out what went wrong.
     pub fn in_full(&self) -> String {
         let mut text = String::new();

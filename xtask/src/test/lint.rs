@@ -80,16 +80,13 @@ fn judge_advisories(finished: &Finished) -> Verdict {
 mod tests {
     use super::*;
 
-    fn finished(success: bool, output: &str) -> Finished {
-        Finished { success, output: output.to_owned(), story: "`cargo deny` ended".to_owned() }
-    }
-
     #[test]
     fn an_advisory_is_a_failure_and_a_missing_database_a_skip() {
-        assert!(matches!(judge_advisories(&finished(true, "advisories ok")), Verdict::Passed));
-        let found = finished(false, "error[vulnerability]: somewhere");
+        assert!(matches!(judge_advisories(&Finished::with(true, "advisories ok")), Verdict::Passed));
+        let found = Finished::with(false, "error[vulnerability]: somewhere");
         assert!(matches!(judge_advisories(&found), Verdict::Failed(_)));
-        let unreachable = finished(false, "[ERROR] failed to fetch advisory database X\nfatal: no route\n");
+        let unreachable =
+            Finished::with(false, "[ERROR] failed to fetch advisory database X\nfatal: no route\n");
         match judge_advisories(&unreachable) {
             Verdict::Skipped(reason) => assert!(reason.ends_with(": no route"), "{reason}"),
             other => panic!("{other:?}"),

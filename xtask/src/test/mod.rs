@@ -10,7 +10,12 @@ mod tally;
 
 use std::{process::ExitCode, time::Instant};
 
-use crate::{fuzz, install, install::Tool, kvm, lab, workspace::Workspace};
+use crate::{
+    fuzz,
+    install::{self, Tool},
+    kvm, lab,
+    workspace::Workspace,
+};
 
 pub use tally::{Tally, TestRun, Verdict};
 

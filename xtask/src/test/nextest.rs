@@ -193,8 +193,7 @@ error: test run failed
 ";
 
     fn read_text(success: bool, output: &str) -> TestRun {
-        let story = "`cargo nextest run` ended".to_owned();
-        read(&Finished { success, output: output.to_owned(), story }, Scope::All)
+        read(&Finished::with(success, output), Scope::All)
     }
 
     #[test]
@@ -236,8 +235,7 @@ error: test run failed
     fn an_ignored_test_breaks_a_run_of_all_tests() {
         let output = OUTPUT.replace("0 skipped", "3 skipped");
         assert!(read_text(false, &output).broken.is_some_and(|trouble| trouble.contains("3 tests")));
-        let finished = Finished { success: false, output, story: String::new() };
-        assert_eq!(read(&finished, Scope::Filtered).broken, None);
+        assert_eq!(read(&Finished::with(false, &output), Scope::Filtered).broken, None);
     }
 
     #[test]

@@ -97,7 +97,7 @@ test b/src/lib.rs - C (line 1) ... FAILED
 test b/src/lib.rs - D (line 2) ... ignored
 test result: FAILED. 0 passed; 1 failed; 1 ignored
 ";
-        let finished = Finished { success: false, output: output.to_owned(), story: String::new() };
+        let finished = Finished::with(false, output);
         let run = read_doctests(&finished);
         assert_eq!((run.passed, run.failed.len(), run.skipped.len()), (2, 1, 1));
         assert_eq!(run.failed, ["b/src/lib.rs - C (line 1)"]);
@@ -106,7 +106,7 @@ test result: FAILED. 0 passed; 1 failed; 1 ignored
 
     #[test]
     fn examples_that_do_not_build_are_a_failure() {
-        let finished = Finished { success: false, output: "error".to_owned(), story: String::new() };
+        let finished = Finished::with(false, "error");
         assert!(read_doctests(&finished).broken.is_some());
     }
 }
