@@ -68,6 +68,8 @@ pub enum GuestRequest {
     DebugExit(u32),
     /// The guest's kernel has panicked (pvpanic events, as bits).
     Panicked(u8),
+    /// A processor or a device of the machine cannot go on; the log says why.
+    Failed,
 }
 
 /// Who carries out what a guest asks for; the machine implements it. Returns at once.

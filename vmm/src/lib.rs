@@ -1,1 +1,15 @@
-//! Configuration, machine builder, life cycle, snapshot and migration orchestration, REST server.
+//! Puts Cumulet together: configuration, layout, machine, and the thread that controls it.
+//!
+//! The road is one: a request becomes a configuration, that a layout, that a machine, whose
+//! devices are wired in one transaction. What is absent: the programs (`cumulet`), the devices
+//! themselves, and everything that names a hypervisor's own types.
+
+pub mod config;
+pub mod control;
+pub mod cpu;
+pub mod error;
+pub mod host;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod terminal;

@@ -1,0 +1,114 @@
+//! The control thread: owns the machine, waits for what the guest, the user or a signal asks, and
+//! does it.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+};
+
+use devices::GuestRequest;
+use hypervisor::Hypervisor;
+use rustix::event::{PollFd, PollFlags, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use thiserror::Error;
+
+use crate::{
+    config::VmConfig,
+    machine::{BuildError, Host, Machine, sinks::RequestQueue},
+};
+
+/// How a VM's life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered off.
+    PoweredOff,
+    /// The process was asked to stop.
+    Signalled,
+    /// The guest wrote this code to the debug exit port.
+    DebugExit(u32),
+}
+
+/// A VM could not be run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// It could not be built.
+    #[error("the VM could not boot")]
+    Build(#[from] BuildError),
+    /// The host has no descriptor left.
+    #[error("the control thread cannot wait")]
+    Wait(#[from] io::Error),
+    /// A processor or device could not go on; the log has said why.
+    #[error("the VM failed: a processor or device could not go on")]
+    Failed,
+}
+
+/// Boots a VM and keeps it running, through its reboots, until it ends. `booted` is called with
+/// each machine before its first instruction.
+///
+/// # Errors
+/// It cannot be built, or fails.
+pub fn run(
+    config: &VmConfig,
+    hypervisor: Arc<dyn Hypervisor>,
+    booted: &mut dyn FnMut(&Machine),
+) -> Result<Ending, RunError> {
+    let host = Host { hypervisor, requests: RequestQueue::new()? };
+    let signals = signals()?;
+    loop {
+        let mut machine = Machine::boot(config, &host)?;
+        booted(&machine);
+        machine.resume();
+        match wait(&host.requests, &signals)? {
+            Wake::Signal => return Ok(Ending::Signalled),
+            Wake::Guest(GuestRequest::PowerOff) => return Ok(Ending::PoweredOff),
+            Wake::Guest(GuestRequest::DebugExit(code)) => return Ok(Ending::DebugExit(code)),
+            Wake::Guest(GuestRequest::Failed) => return Err(RunError::Failed),
+            Wake::Guest(GuestRequest::Reset) => log::info!("the guest reboots"),
+            Wake::Guest(GuestRequest::Panicked(events)) => {
+                // Filtered out by `wait`.
+                log::error!("the guest has panicked (events {events:#x})");
+            }
+        }
+        drop(machine);
+        // What the old machine's processors asked for on their way out is no concern of the new one.
+        while host.requests.take().is_some() {}
+    }
+}
+
+enum Wake {
+    Signal,
+    Guest(GuestRequest),
+}
+
+/// A descriptor that becomes readable when the process is asked to stop.
+fn signals() -> io::Result<OwnedFd> {
+    let (readable, writable) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGTERM, writable.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGINT, writable)?;
+    Ok(readable.into())
+}
+
+fn wait(requests: &RequestQueue, signals: &OwnedFd) -> io::Result<Wake> {
+    loop {
+        while let Some(request) = requests.take() {
+            match request {
+                GuestRequest::Panicked(events) => log::error!("the guest has panicked (events {events:#x})"),
+                other => return Ok(Wake::Guest(other)),
+            }
+        }
+        let asked = requests.as_fd();
+        let mut fds = [PollFd::new(&asked, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [_, signalled] = fds;
+        if !signalled.revents().is_empty() {
+            return Ok(Wake::Signal);
+        }
+    }
+}

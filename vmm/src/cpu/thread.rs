@@ -1,0 +1,106 @@
+//! What a vCPU thread does: make its vCPU, say so, then run it until told to stop.
+
+use std::sync::{Arc, mpsc};
+
+use address_manager::Dispatcher;
+use devices::{GuestRequest, RequestSink};
+use hypervisor::{HypervisorError, Vcpu, VcpuExit, Vm};
+
+use super::{
+    VcpuError, VcpuPlan, VcpuStart,
+    bus::{Bus, ExitCounters},
+    mailbox::{EndGuard, Mailbox, Next},
+    report_failure,
+};
+
+/// What the thread is given.
+pub(super) struct Shared {
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) dispatcher: Dispatcher,
+    pub(super) requests: Arc<dyn RequestSink>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<ExitCounters>,
+}
+
+pub(super) fn main(plan: &VcpuPlan, shared: Shared, ready: &mpsc::Sender<Result<(), VcpuError>>) {
+    let Shared { vm, dispatcher, requests, mailbox, counters } = shared;
+    let _end = EndGuard(Arc::clone(&mailbox));
+    let index = plan.index;
+    if let Err(error) = crate::host::pin_thread(&plan.affinity) {
+        log::warn!("vCPU {index}: cannot run on host CPUs {:?} only: {error}", plan.affinity);
+    }
+    let made = set_up(plan, &*vm);
+    // The VM must not outlive its last user because of this thread.
+    drop(vm);
+    let mut vcpu = match made {
+        Ok(mut vcpu) => {
+            mailbox.set_kicker(vcpu.kicker());
+            // A creator that has given up drops the other end, and then stops this thread.
+            let _ = ready.send(Ok(()));
+            vcpu
+        }
+        Err(source) => {
+            let _ = ready.send(Err(VcpuError::SetUp { index, source }));
+            return;
+        }
+    };
+    let mut bus = Bus::new(dispatcher, counters);
+    loop {
+        match mailbox.look() {
+            Next::Stop => return,
+            Next::Job(job) => job(&mut *vcpu),
+            Next::Run => {
+                run(&mut *vcpu, &mut bus, &mailbox, &*requests);
+                // An access that was answered is finished before anybody looks at the registers.
+                if let Err(error) = vcpu.settle(&mut bus) {
+                    report_failure(&*requests, index, &error.to_string());
+                }
+                vcpu.notify_pause();
+            }
+        }
+    }
+}
+
+fn set_up(plan: &VcpuPlan, vm: &dyn Vm) -> Result<Box<dyn Vcpu>, HypervisorError> {
+    let mut vcpu = vm.create_vcpu(plan.index, plan.apic_id)?;
+    match &plan.start {
+        VcpuStart::Ready(registers) => {
+            vcpu.set_cpuid(&plan.cpuid)?;
+            vcpu.set_ready(registers)?;
+        }
+        VcpuStart::Waiting => vcpu.set_cpuid(&plan.cpuid)?,
+        VcpuStart::Saved(state) => vcpu.load(state)?,
+    }
+    Ok(vcpu)
+}
+
+/// Runs the guest until the mailbox wants attention or the guest cannot go on.
+fn run(vcpu: &mut dyn Vcpu, bus: &mut Bus, mailbox: &Mailbox, requests: &dyn RequestSink) {
+    while !mailbox.wants_attention() {
+        match vcpu.run(bus) {
+            Ok(VcpuExit::Handled) => {}
+            Ok(VcpuExit::Interrupted) => bus.counters().interrupted(),
+            Ok(VcpuExit::EndOfInterrupt(_)) => {}
+            Ok(VcpuExit::Reset) => {
+                requests.request(GuestRequest::Reset);
+                mailbox.park();
+            }
+            Ok(VcpuExit::Shutdown) => {
+                requests.request(GuestRequest::PowerOff);
+                mailbox.park();
+            }
+            Ok(VcpuExit::Halted) => {
+                // No interrupt controller of the kernel's will wake it, and there is no other.
+                mailbox.park();
+            }
+            Ok(VcpuExit::Failed(why)) => {
+                report_failure(requests, vcpu.index(), &why);
+                mailbox.park();
+            }
+            Err(error) => {
+                report_failure(requests, vcpu.index(), &crate::error::chain(&error));
+                mailbox.park();
+            }
+        }
+    }
+}

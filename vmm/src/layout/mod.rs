@@ -1,0 +1,108 @@
+//! All that fixes the guest's wiring: memory regions, the device tree, BAR addresses, GSIs, queue
+//! counts. Pure policy: a configuration and the host's capabilities in, a [`Layout`] out; no file,
+//! no clock, no lock.
+//!
+//! A layout is part of a snapshot, and an interface with the guest: its kernel has seen these
+//! addresses. It is allocated once, at cold boot, and taken over as it is at every restore.
+
+mod allocate;
+mod check;
+
+use devices::pci::Bdf;
+use serde::{Deserialize, Serialize};
+
+pub use self::{allocate::HostCaps, check::LayoutError};
+use crate::config::DeviceKind;
+
+/// The guest's map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Physical address bits of the guest.
+    pub phys_bits: u8,
+    /// Where RAM lies, by address.
+    pub ram: Vec<RamLayout>,
+    /// Processors, by index.
+    pub vcpus: Vec<VcpuLayout>,
+    /// PCI segments, by number.
+    pub segments: Vec<SegmentLayout>,
+    /// PCI devices, in the order in which they are built.
+    pub devices: Vec<DeviceLayout>,
+    /// Port of the debug exit device.
+    pub debug_exit: Option<u16>,
+    /// Whether COM1 is there.
+    pub serial: bool,
+    /// Whether the panic port is there.
+    pub pvpanic: bool,
+}
+
+/// A part of a memory zone and its place in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RamLayout {
+    /// The zone.
+    pub zone: String,
+    /// Where in the zone it begins, in bytes.
+    pub zone_offset: u64,
+    /// Guest-physical address.
+    pub base: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// A processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuLayout {
+    /// Index, 0 up.
+    pub index: u32,
+    /// Local APIC id.
+    pub apic_id: u32,
+    /// Whether it exists at boot, or only may be plugged.
+    pub present: bool,
+}
+
+/// Ranges of a PCI segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentLayout {
+    /// Its number.
+    pub number: u16,
+    /// Configuration space in memory.
+    pub ecam: RangeLayout,
+    /// Where BARs below 4 GiB can be.
+    pub mmio32: RangeLayout,
+    /// Where BARs above 4 GiB can be.
+    pub mmio64: RangeLayout,
+}
+
+/// An address range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RangeLayout {
+    /// First address.
+    pub base: u64,
+    /// Length.
+    pub size: u64,
+}
+
+/// A PCI device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceLayout {
+    /// Its id.
+    pub id: String,
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// Its address.
+    pub bdf: Bdf,
+    /// Address of its register BAR.
+    pub bar: u64,
+    /// Greatest size of each of its virtqueues.
+    pub queue_sizes: Vec<u16>,
+}
+
+/// Size of a virtio device's register BAR, by its number of queues.
+fn bar_size(_queues: usize) -> u64 {
+    0x8_0000
+}

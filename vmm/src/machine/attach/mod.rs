@@ -1,0 +1,78 @@
+//! From a device's configuration to the device: opens files, taps and sockets, and calls one
+//! constructor. This is the only place that matches over all kinds of devices. It knows no address:
+//! the layout has them.
+
+pub mod terminal;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use address_manager::AddressManager;
+use devices::SharedDevice;
+use thiserror::Error;
+
+use super::sinks::Interrupts;
+use crate::{
+    config::{DeviceConfig, DeviceKind},
+    layout::DeviceLayout,
+};
+
+/// What a device needs could not be had.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// A file cannot be opened or made.
+    #[error("cannot open {}", .path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Standard input or output cannot be used.
+    #[error("cannot use {what}")]
+    Standard {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// This build cannot do that.
+    #[error("this version has no support for {what}")]
+    Unavailable {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The configuration and the layout name different kinds.
+    #[error("configured as {configured:?}, laid out as {laid_out:?}")]
+    Kind {
+        /// What the configuration says.
+        configured: DeviceKind,
+        /// What the layout says.
+        laid_out: DeviceKind,
+    },
+}
+
+/// What every device is built with.
+#[derive(Debug)]
+pub struct Context<'machine> {
+    /// The owner of the wiring.
+    pub manager: &'machine Arc<AddressManager>,
+    /// Where interrupts go.
+    pub interrupts: &'machine Arc<Interrupts>,
+}
+
+/// Opens what `config` needs and builds the device at the place that `layout` gives it.
+///
+/// # Errors
+/// Something cannot be opened, or the constructor refuses it.
+pub fn attach(
+    config: &DeviceConfig,
+    layout: &DeviceLayout,
+    _context: &Context<'_>,
+) -> Result<SharedDevice, AttachError> {
+    if config.kind() != layout.kind {
+        return Err(AttachError::Kind { configured: config.kind(), laid_out: layout.kind });
+    }
+    Err(AttachError::Unavailable { what: "virtio devices" })
+}

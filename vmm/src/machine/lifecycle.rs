@@ -1,0 +1,67 @@
+//! Stopping and starting a machine as a whole: processors first, then devices; and the other way
+//! round.
+
+use devices::PauseError;
+use thiserror::Error;
+
+use super::{Machine, NamedDevice};
+use crate::cpu::VcpuError;
+
+/// A machine could not be stopped.
+#[derive(Debug, Error)]
+pub enum LifeError {
+    /// A vCPU did not answer.
+    #[error("processors")]
+    Vcpu(#[from] VcpuError),
+    /// A device did not stop.
+    #[error("device {id}")]
+    Device {
+        /// Which device.
+        id: String,
+        /// Why.
+        #[source]
+        source: PauseError,
+    },
+}
+
+impl Machine {
+    /// Brings everything to a standstill. Idempotent.
+    ///
+    /// # Errors
+    /// A thread or back end did not stop in time; the machine runs on.
+    pub fn pause(&mut self) -> Result<(), LifeError> {
+        let paused = self.try_pause();
+        if paused.is_err() {
+            self.resume();
+        }
+        paused
+    }
+
+    fn try_pause(&mut self) -> Result<(), LifeError> {
+        self.vcpus.pause()?;
+        // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
+        self.stopped_clock = self.vm.clock().ok();
+        for NamedDevice { id, device } in self.all_devices() {
+            device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Lets everything run.
+    pub fn resume(&mut self) {
+        for NamedDevice { device, .. } in self.all_devices() {
+            device.lock().resume();
+        }
+        if let Some(clock) = self.stopped_clock.take()
+            && let Err(error) = self.vm.set_clock(&clock)
+        {
+            log::warn!("the guest's clock has gone on during the pause: {}", crate::error::chain(&error));
+        }
+        self.vcpus.resume();
+    }
+
+    /// Platform devices, then PCI devices, in layout order.
+    fn all_devices(&self) -> impl Iterator<Item = &NamedDevice> {
+        self.platform.devices.iter().chain(&self.devices)
+    }
+}

@@ -1,0 +1,93 @@
+//! The machine: what a layout, opened host resources and, at a restore, a saved state come to.
+//!
+//! [`builder`] is the one path of boot, restore and migration; [`attach`] opens what each kind of
+//! device needs; `lifecycle` stops and starts the whole. One thread owns a [`Machine`]; the API
+//! sends that thread requests.
+
+pub mod attach;
+pub mod builder;
+mod lifecycle;
+pub mod payload;
+pub mod platform;
+pub mod sinks;
+
+use std::sync::Arc;
+
+use address_manager::{AddressManager, CommitReport};
+use devices::{SharedDevice, pci::PciSegment};
+use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
+
+pub use self::{builder::BuildError, lifecycle::LifeError};
+use self::{platform::Platform, sinks::RequestQueue};
+use crate::{cpu::Vcpus, layout::Layout};
+
+/// What a machine uses of its host.
+#[derive(Clone)]
+pub struct Host {
+    /// The hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Where the guest's requests go.
+    pub requests: Arc<RequestQueue>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Host({})", self.hypervisor.kind())
+    }
+}
+
+/// A device and the id under which it is known.
+#[derive(Clone, Debug)]
+pub struct NamedDevice {
+    /// Its id.
+    pub id: String,
+    /// The device.
+    pub device: SharedDevice,
+}
+
+/// A built machine. Made paused.
+pub struct Machine {
+    layout: Layout,
+    // The order of the fields is the order in which they go: processors before what they reach.
+    vcpus: Vcpus,
+    platform: Platform,
+    devices: Vec<NamedDevice>,
+    segments: Vec<Arc<PciSegment>>,
+    manager: Arc<AddressManager>,
+    vm: Arc<dyn Vm>,
+    /// The guest's clock while it stands still.
+    stopped_clock: Option<VmClock>,
+    report: CommitReport,
+}
+
+impl Machine {
+    /// What it was built from.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The report of the commit that put its wiring in place.
+    pub fn report(&self) -> &CommitReport {
+        &self.report
+    }
+
+    /// The owner of its wiring.
+    pub fn manager(&self) -> &Arc<AddressManager> {
+        &self.manager
+    }
+
+    /// Its processors.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine")
+            .field("vcpus", &self.vcpus.count())
+            .field("devices", &self.devices.len())
+            .field("segments", &self.segments.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,122 @@
+//! The platform devices of a PC, wired where the architecture has them.
+
+use std::sync::Arc;
+
+use address_manager::{Handler, HandlerRange, IoSpace, Owner, Transaction};
+use devices::{
+    IrqLine, SharedDevice,
+    pci::{ConfigPorts, PciSegment},
+    platform::{DebugExit, I8042, ResetControl, Serial},
+};
+use parking_lot::Mutex;
+
+use super::{BuildError, NamedDevice, attach::terminal::Terminal, sinks::Interrupts};
+use crate::layout::Layout;
+
+/// Id of COM1.
+pub const SERIAL_ID: &str = "__serial";
+
+/// The platform devices of a machine.
+#[derive(Debug)]
+pub struct Platform {
+    /// All of them, in the order in which they are saved.
+    pub devices: Vec<NamedDevice>,
+    // Pumps input into the serial port; stops when dropped.
+    _serial_input: Option<super::attach::terminal::InputPump>,
+}
+
+/// What the platform devices are built from.
+#[derive(Debug)]
+pub struct PlatformParts<'parts> {
+    /// The layout.
+    pub layout: &'parts Layout,
+    /// Where interrupts go.
+    pub interrupts: &'parts Arc<Interrupts>,
+    /// Where requests go.
+    pub requests: &'parts Arc<super::sinks::RequestQueue>,
+    /// PCI segment 0.
+    pub segment: &'parts Arc<PciSegment>,
+    /// The other end of COM1; `None` without one.
+    pub serial: Option<Terminal>,
+}
+
+impl Platform {
+    /// Builds the devices and stages their wiring.
+    ///
+    /// # Errors
+    /// Two of them claim one address, or the host has no thread left.
+    pub fn build(parts: PlatformParts<'_>, transaction: &Transaction<'_>) -> Result<Self, BuildError> {
+        let PlatformParts { layout, interrupts, requests, segment, serial } = parts;
+        let mut devices = Vec::new();
+        let mut add = |id: &str, device: SharedDevice, ports: Option<(u64, u64, Arc<dyn Handler>)>| {
+            if let Some((base, size, handler)) = ports {
+                let owner = Owner::new(id);
+                transaction.add_handler(HandlerRange { space: IoSpace::Pio, base, size, handler, owner })?;
+            }
+            devices.push(NamedDevice { id: id.to_owned(), device });
+            Ok::<(), BuildError>(())
+        };
+
+        let ports = ConfigPorts::new(Arc::clone(segment));
+        // The reset control register lies inside the range of the configuration ports, which take
+        // no 1-byte access to the address port: the ports around it are theirs.
+        let handler = ports.handler();
+        let reset = SharedDevice::new(ResetControl::new(Arc::clone(requests) as _));
+        let with_reset: Arc<dyn Handler> =
+            Arc::new(WithReset { ports: handler, reset: reset.port_handler() });
+        add(
+            "__pci_config",
+            SharedDevice::new(ports),
+            Some((ConfigPorts::BASE, ConfigPorts::SIZE, with_reset)),
+        )?;
+        add("__reset", reset, None)?;
+
+        let keyboard = SharedDevice::new(I8042::new(Arc::clone(requests) as _));
+        let handler = keyboard.port_handler();
+        add("__i8042", keyboard, Some((I8042::BASE, I8042::SIZE, handler)))?;
+
+        if let Some(port) = layout.debug_exit {
+            let exit = SharedDevice::new(DebugExit::new(Arc::clone(requests) as _));
+            let handler = exit.port_handler();
+            add("__debug_exit", exit, Some((u64::from(port), DebugExit::SIZE, handler)))?;
+        }
+
+        let mut pump = None;
+        if let Some(Terminal { output, input }) = serial {
+            let irq = IrqLine::new(Arc::clone(interrupts) as _, Serial::COM1_IRQ);
+            let serial = Arc::new(Mutex::new(Serial::new(irq, output)));
+            let device = SharedDevice::from_arc(Arc::clone(&serial));
+            let handler = device.port_handler();
+            add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
+            pump = input.map(|input| input.pump_into(serial)).transpose()?;
+        }
+        Ok(Self { devices, _serial_input: pump })
+    }
+}
+
+/// Ports 0xcf8 to 0xcff: a byte at 0xcf9 is the reset control register's, everything else PCI
+/// configuration's. Chipsets tell them apart by width in the same way.
+struct WithReset {
+    ports: Arc<dyn Handler>,
+    reset: Arc<dyn Handler>,
+}
+
+const RESET_OFFSET: u64 = ResetControl::BASE - ConfigPorts::BASE;
+
+impl Handler for WithReset {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset == RESET_OFFSET && data.len() == 1 {
+            self.reset.read(0, data);
+        } else {
+            self.ports.read(offset, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if offset == RESET_OFFSET && data.len() == 1 {
+            self.reset.write(0, data);
+        } else {
+            self.ports.write(offset, data);
+        }
+    }
+}
