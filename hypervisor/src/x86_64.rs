@@ -6,6 +6,14 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Guest-physical page that a hypervisor may take for a page table of its own, where the processor
+/// cannot run real mode in a guest (KVM API 4.41). No memory or device may be placed there.
+pub const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
+/// First of three guest-physical pages taken for the same reason (KVM API 4.38).
+pub const TSS_ADDRESS: u64 = 0xfeff_d000;
+/// Bytes taken, from [`IDENTITY_MAP_ADDRESS`] on.
+pub const HYPERVISOR_WINDOW_SIZE: u64 = 0x4000;
+
 /// One leaf of the CPU identification (Intel SDM volume 2, CPUID).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CpuidEntry {
