@@ -274,7 +274,7 @@ fn encode(form: &Form, choice: [u8; 16]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
     fn two_operand_instructions(

@@ -429,7 +429,7 @@ fn any_file() -> impl Strategy<Value = RegisterFile> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     /// Nothing the guest can put into its code and registers panics, runs for ever, or changes a
     /// segment register.
