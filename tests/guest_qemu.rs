@@ -32,6 +32,14 @@ under_both! {
     fills_and_sums_memory => fills_and_sums_memory;
     refuses_bad_orders => refuses_bad_orders;
     reaches_ports_memory_and_registers => reaches_ports_memory_and_registers;
+    counts_ticks => counts_ticks;
+    starts_all_processors => starts_all_processors;
+    dirties_memory_alone => dirties_memory_alone;
+    dirties_memory_on_all_processors => dirties_memory_on_all_processors;
+    reads_the_tables => reads_the_tables;
+    finds_moves_and_sizes_pci_functions => finds_moves_and_sizes_pci_functions;
+    shuts_down => shuts_down;
+    reports_faults => reports_faults;
 }
 
 /// Returns whether `/dev/kvm` can be opened; without it, a test fails unless the run is declared to be without KVM.
@@ -143,6 +151,137 @@ fn reaches_ports_memory_and_registers(accel: Accel) {
     let first: Vec<u64> = console.ok("tsc").split(' ').map(number).collect();
     let second: Vec<u64> = console.ok("tsc").split(' ').map(number).collect();
     assert!(second[0] > first[0] && second[1] > first[1], "{first:?} {second:?}");
+}
+
+fn counts_ticks(accel: Accel) {
+    let mut guest = boot(accel, "");
+    let console = &mut guest.console;
+    console.ready();
+    console.ok("ticks start 500");
+    while number(&console.ok("ticks")) < 20 {}
+    // The tick belongs to its own count: it goes on while an order runs.
+    let before = number(&console.ok("ticks"));
+    console.ok("fill 0x2000000 64M 1");
+    assert!(number(&console.ok("ticks")) > before);
+    let stopped = number(&console.ok("ticks stop"));
+    assert_eq!(number(&console.ok("ticks")), stopped);
+    assert!(guest::field(&console.ok("interrupts"), "0x40") >= stopped);
+
+    let timer: Vec<u64> = console.ok("timer 1000 50").split(' ').map(number).collect();
+    // 50 interrupts at 1 kHz take 50 ms, or more where the host is late.
+    assert!(timer[0] * 1000 >= timer[1] * 45, "{timer:?}");
+    assert!(number(&console.ok("spin 100000")) > 0);
+    assert!(number(&console.ok("ioexit 10")) > 0);
+}
+
+fn starts_all_processors(accel: Accel) {
+    for machine in ["microvm", "q35"] {
+        let mut guest = Qemu::boot(accel, machine, "", &["-m", "256M", "-smp", "4"]);
+        assert_eq!(guest.console.ready().cpus, 4);
+        let cpus: Vec<u64> = guest.console.ok("cpus").split(' ').map(number).collect();
+        assert_eq!(cpus[..2], [4, 0]);
+        let mut ids = cpus[1..].to_vec();
+        ids.sort_unstable();
+        assert_eq!(ids, [0, 1, 2, 3]);
+
+        guest.console.ok("watch start");
+        while guest::field(&guest.console.ok("watch"), "rounds") == 0 {}
+        assert!(guest::field(&guest.console.ok("watch stop"), "gap") > 0);
+    }
+}
+
+fn dirties_memory_alone(accel: Accel) {
+    let mut guest = boot(accel, "");
+    dirties_memory(&mut guest, "dirty", 1);
+}
+
+fn dirties_memory_on_all_processors(accel: Accel) {
+    let mut guest = Qemu::boot(accel, "microvm", "", &["-m", "256M", "-smp", "3"]);
+    dirties_memory(&mut guest, "dirty-all", 2);
+}
+
+fn dirties_memory(guest: &mut Qemu, order: &str, workers: u64) {
+    let console = &mut guest.console;
+    console.ready();
+    // More pages than fit, so that the check sees several rounds.
+    assert_eq!(number(&console.ok(&format!("{order} {FREE:#x} 64K 0"))), workers);
+    while guest::field(&console.ok("dirty-state"), "pages") < 1000 {}
+    let check = console.ok("dirty-check");
+    assert!(guest::field(&check, "pages") >= 1000, "{check}");
+    assert_eq!(guest::field(&check, "good"), 16, "{check}");
+    assert_eq!(guest::field(&check, "bad"), 0, "{check}");
+    assert_eq!(guest::field(&console.ok("dirty-state"), "running"), 0);
+    console.ok(&format!("poke {FREE:#x} 8 0"));
+    assert_eq!(guest::field(&console.ok("dirty-check"), "bad"), 1);
+
+    // A rate: in 1 second no more than that, and it ends by itself.
+    console.ok(&format!("{order} {FREE:#x} 1M 400K 1"));
+    while guest::field(&console.ok("dirty-state"), "running") > 0 {}
+    let written = number(&console.ok("dirty-stop"));
+    assert!((1..=100).contains(&written), "{written}");
+}
+
+fn reads_the_tables(accel: Accel) {
+    let mut guest = Qemu::boot(accel, "q35", "", &["-m", "3G"]);
+    let console = &mut guest.console;
+    console.ready();
+    let tables = console.ok("acpi");
+    for name in ["XSDT=", "FACP=", "DSDT=", "APIC=", "MCFG="] {
+        assert!(tables.contains(name) || name == "XSDT=" && tables.contains("RSDT="), "{tables}");
+    }
+    assert!(!tables.contains(",bad"), "{tables}");
+    // Memory above 4 GiB is free too, and is mapped when it is touched.
+    let map = console.ok("mem");
+    let high = map.split(' ').find_map(|range| range.strip_prefix("free=0x100000000,")).expect("high memory");
+    let last = 0x1_0000_0000 + number(high) - 8;
+    console.ok(&format!("poke {last:#x} 8 0x1122334455667788"));
+    assert_eq!(number(&console.ok(&format!("peek {last:#x} 8"))), 0x1122_3344_5566_7788);
+}
+
+fn finds_moves_and_sizes_pci_functions(accel: Accel) {
+    let mut guest = Qemu::boot(accel, "q35", "", &["-m", "256M", "-device", "virtio-rng-pci,addr=4"]);
+    let console = &mut guest.console;
+    console.ready();
+    let functions = console.ok("pci");
+    assert!(functions.contains("[00:00.0 8086:29c0 060000]"), "{functions}");
+    assert!(functions.contains("[00:04.0 1af4:1005 00ff00"), "{functions}");
+    assert_eq!(number(&console.ok("pci-read 00:04.0 0 4")), 0x1005_1af4);
+    assert_eq!(number(&console.ok("pci-read 00:05.0 0 4")), 0xffff_ffff);
+    assert!(console.order("pci-size 00:05.0").is_err());
+
+    let bars = console.ok("pci-size 00:04.0");
+    let (_, bar4) = bars.split_once("bar4=mem64,").expect("the virtio registers are BAR 4");
+    let (address, size) = bar4.split_once(',').expect("an address and a size");
+    assert_eq!(number(size), 0x4000);
+    // The device answers at the new address: 1 queue in the common configuration, and not at the old one.
+    let queues = |base: u64| format!("peek {:#x} 2", base + 0x12);
+    let old = number(address);
+    assert_eq!(number(&console.ok(&queues(old))), 1);
+    let new = old ^ 0x10_0000;
+    console.ok(&format!("pci-move 00:04.0 4 {new:#x}"));
+    assert_eq!(number(&console.ok(&queues(new))), 1);
+    assert_ne!(number(&console.ok(&queues(old))), 1);
+}
+
+fn shuts_down(accel: Accel) {
+    for (machine, order) in
+        [("microvm", "shutdown"), ("q35", "shutdown"), ("q35", "reset"), ("microvm", "triple")]
+    {
+        let mut guest = Qemu::boot(accel, machine, "", &["-m", "256M"]);
+        guest.console.ready();
+        guest.console.send(order);
+        // QEMU ends (a reset too, by -no-reboot), and not by the debug exit port.
+        assert_eq!(guest.exit_code(), None, "{machine} {order}");
+    }
+}
+
+fn reports_faults(accel: Accel) {
+    let mut guest = boot(accel, "");
+    guest.console.ready();
+    guest.console.ok("fault");
+    let lines: Vec<String> = std::iter::from_fn(|| guest.console.line()).collect();
+    assert!(lines.iter().any(|line| line.starts_with("fault vector=6 error=0x0 rip=0x1")), "{lines:?}");
+    assert_eq!(guest.exit_code(), Some(0x7e));
 }
 
 #[test]

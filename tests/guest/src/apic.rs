@@ -78,6 +78,12 @@ pub fn start_timer_once(vector: u8, delay: u64) {
     set(TIMER_INITIAL, delay.clamp(1, u64::from(u32::MAX)));
 }
 
+/// Lets the timer count down from its largest value without an interrupt.
+pub fn start_countdown() {
+    set(TIMER, MASKED);
+    set(TIMER_INITIAL, u64::from(u32::MAX));
+}
+
 pub fn stop_timer() {
     set(TIMER_INITIAL, 0);
     set(TIMER, MASKED);

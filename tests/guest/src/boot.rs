@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "the ring 0 stubs are assembly, and their tables are shared with it")]
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU64;
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
@@ -25,8 +25,6 @@ unsafe extern "C" {
     pub safe static interrupt_counts: [AtomicU64; 256];
     /// Top of each application processor's ring 3 stack, set before it starts.
     pub safe static ap_user_stacks: [AtomicU64; MAX_CPUS];
-    /// Number that the next application processor to start will take.
-    pub safe static ap_next: AtomicU32;
     pub safe static ap_trampoline: u8;
     pub safe static ap_trampoline_end: u8;
     pub safe static interrupt_stubs_x2apic: u8;

@@ -152,6 +152,14 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     is
 }
 
+/// Runs a loop of two instructions `rounds` times.
+pub fn spin(rounds: u64) {
+    if rounds > 0 {
+        // SAFETY: counts a register down.
+        unsafe { asm!("2: dec {0}", "jnz 2b", inout(reg) rounds => _, options(nomem, nostack)) };
+    }
+}
+
 /// Returns a number that is different at every boot: from `rdrand`, or else mixed from the time stamp counter.
 pub fn random() -> u64 {
     if cpuid(1, 0).ecx & (1 << 30) != 0 {
@@ -215,6 +223,12 @@ fn service(number: u64, first: u64, second: u64, third: u64) -> (u64, u64) {
              in("rdi") first, in("rsi") second, out("rcx") _);
     }
     (low, high)
+}
+
+/// Takes a fault (an undefined instruction), which ends the run with a report.
+pub fn undefined() -> ! {
+    // SAFETY: the fault stub does not come back.
+    unsafe { asm!("ud2", options(noreturn)) }
 }
 
 /// Ends the run with `code`, or halts where there is no debug exit port.

@@ -7,14 +7,18 @@
 
 #![no_std]
 #![no_main]
-#![expect(dead_code, reason = "starting the other processors comes next")]
 
+mod acpi;
 mod apic;
 mod boot;
 mod cell;
+mod clock;
 mod cpu;
 mod interrupts;
+mod io_apic;
+mod jobs;
 mod memory;
+mod pci;
 mod program;
 mod runtime;
 mod serial;

@@ -111,15 +111,21 @@ impl Memory {
 
     /// Takes zeroed memory from the heap.
     pub fn allocate(&mut self, len_bytes: u64, align: u64) -> Result<u64, MemoryError> {
+        let start = self.allocate_raw(len_bytes, align)?;
+        for address in (start..self.heap_next).step_by(8) {
+            write(address, Width::Quad, 0);
+        }
+        Ok(start)
+    }
+
+    /// Takes memory from the heap, with whatever is in it.
+    pub fn allocate_raw(&mut self, len_bytes: u64, align: u64) -> Result<u64, MemoryError> {
         let start = self.heap_next.next_multiple_of(align.max(8));
         let end = start
             .checked_add(len_bytes.next_multiple_of(8))
             .filter(|end| *end <= self.heap_end)
             .ok_or(MemoryError::HeapFull)?;
         self.heap_next = end;
-        for address in (start..end).step_by(8) {
-            write(address, Width::Quad, 0);
-        }
         Ok(start)
     }
 

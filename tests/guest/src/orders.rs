@@ -74,7 +74,7 @@ impl<'a> Words<'a> {
     }
 
     /// Returns the next word as a PCI address.
-    pub fn bdf(&mut self) -> Result<u16, Malformed> {
+    pub fn bdf(&mut self) -> Result<u32, Malformed> {
         bdf(self.word("BDF")?).ok_or(Malformed::NotABdf)
     }
 
@@ -100,15 +100,18 @@ pub fn number(word: &str) -> Option<u64> {
     u64::from_str_radix(digits, radix).ok()?.checked_mul(1 << shift)
 }
 
-/// Reads a PCI address such as `00:1f.2`: bus, device and function in hexadecimal, as bits 15-8, 7-3 and 2-0.
+/// Reads a PCI address such as `00:1f.2` or `0001:00:1f.2`: segment, bus, device and function in hexadecimal. They are
+/// bits 31-16, 15-8, 7-3 and 2-0 of the result.
 #[must_use]
-pub fn bdf(word: &str) -> Option<u16> {
-    let (bus, rest) = word.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
+pub fn bdf(word: &str) -> Option<u32> {
+    let (front, function) = word.split_once('.')?;
+    let (front, device) = front.rsplit_once(':')?;
+    let (segment, bus) = front.rsplit_once(':').unwrap_or(("0", front));
+    let segment = u16::from_str_radix(segment, 16).ok()?;
     let bus = u8::from_str_radix(bus, 16).ok()?;
     let device = u8::from_str_radix(device, 16).ok().filter(|device| *device < 32)?;
     let function = u8::from_str_radix(function, 16).ok().filter(|function| *function < 8)?;
-    Some(u16::from(bus) << 8 | u16::from(device) << 3 | u16::from(function))
+    Some(u32::from(segment) << 16 | u32::from(bus) << 8 | u32::from(device) << 3 | u32::from(function))
 }
 
 #[cfg(test)]
@@ -132,7 +135,9 @@ mod tests {
         assert_eq!(bdf("00:00.0"), Some(0));
         assert_eq!(bdf("ff:1f.7"), Some(0xffff));
         assert_eq!(bdf("01:02.3"), Some(0x0113));
-        for bad in ["", "0", "0:0", "00:20.0", "00:00.8", "100:00.0", "00:00.0.0"] {
+        assert_eq!(bdf("000a:01:02.3"), Some(0x000a_0113));
+        for bad in ["", "0", "0:0", "00:20.0", "00:00.8", "100:00.0", "00:00.0.0", "0:00:00", "10000:00:00.0"]
+        {
             assert_eq!(bdf(bad), None, "{bad:?}");
         }
     }
