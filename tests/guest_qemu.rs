@@ -36,7 +36,6 @@ under_both! {
     starts_all_processors => starts_all_processors;
     dirties_memory_alone => dirties_memory_alone;
     dirties_memory_on_all_processors => dirties_memory_on_all_processors;
-    reads_the_tables => reads_the_tables;
     finds_moves_and_sizes_pci_functions => finds_moves_and_sizes_pci_functions;
     shuts_down => shuts_down;
     reports_faults => reports_faults;
@@ -53,6 +52,25 @@ fn kvm_is_usable() -> bool {
         }
         Err(error) => panic!("/dev/kvm cannot be opened: {error}"),
     }
+}
+
+/// The machines to repeat a test on. The firmware of q35 takes seconds on a KVM that emulates guest kernel code.
+fn machines(accel: Accel) -> &'static [&'static str] {
+    match accel {
+        Accel::Tcg => &["microvm", "q35"],
+        Accel::Kvm => &["microvm"],
+    }
+}
+
+/// Boots a microvm with PCI Express, and gives addresses to its functions: no firmware has done that there, and no
+/// table says where they are. The numbers are QEMU's.
+fn boot_with_pci(accel: Accel, arguments: &[&str]) -> Qemu {
+    let arguments = [&["-m", "256M"], arguments].concat();
+    let mut guest = Qemu::boot(accel, "microvm,pcie=on", "", &arguments);
+    guest.console.ready();
+    guest.console.ok("pci-ecam 0xe0000000 1");
+    assert_ne!(number(&guest.console.ok("pci-assign 0xc0000000 16M")), 0);
+    guest
 }
 
 fn boot(accel: Accel, orders: &str) -> Qemu {
@@ -175,7 +193,7 @@ fn counts_ticks(accel: Accel) {
 }
 
 fn starts_all_processors(accel: Accel) {
-    for machine in ["microvm", "q35"] {
+    for machine in machines(accel) {
         let mut guest = Qemu::boot(accel, machine, "", &["-m", "256M", "-smp", "4"]);
         assert_eq!(guest.console.ready().cpus, 4);
         let cpus: Vec<u64> = guest.console.ok("cpus").split(' ').map(number).collect();
@@ -221,8 +239,9 @@ fn dirties_memory(guest: &mut Qemu, order: &str, workers: u64) {
     assert!((1..=100).contains(&written), "{written}");
 }
 
-fn reads_the_tables(accel: Accel) {
-    let mut guest = Qemu::boot(accel, "q35", "", &["-m", "3G"]);
+#[test]
+fn reads_the_tables() {
+    let mut guest = Qemu::boot(Accel::Tcg, "q35", "", &["-m", "3G"]);
     let console = &mut guest.console;
     console.ready();
     let tables = console.ok("acpi");
@@ -239,11 +258,10 @@ fn reads_the_tables(accel: Accel) {
 }
 
 fn finds_moves_and_sizes_pci_functions(accel: Accel) {
-    let mut guest = Qemu::boot(accel, "q35", "", &["-m", "256M", "-device", "virtio-rng-pci,addr=4"]);
+    let mut guest = boot_with_pci(accel, &["-device", "virtio-rng-pci,addr=4"]);
     let console = &mut guest.console;
-    console.ready();
     let functions = console.ok("pci");
-    assert!(functions.contains("[00:00.0 8086:29c0 060000]"), "{functions}");
+    assert!(functions.contains("[00:00.0 1b36:0008 060000]"), "{functions}");
     assert!(functions.contains("[00:04.0 1af4:1005 00ff00"), "{functions}");
     assert_eq!(number(&console.ok("pci-read 00:04.0 0 4")), 0x1005_1af4);
     assert_eq!(number(&console.ok("pci-read 00:05.0 0 4")), 0xffff_ffff);
@@ -257,7 +275,7 @@ fn finds_moves_and_sizes_pci_functions(accel: Accel) {
     let queues = |base: u64| format!("peek {:#x} 2", base + 0x12);
     let old = number(address);
     assert_eq!(number(&console.ok(&queues(old))), 1);
-    let new = old ^ 0x10_0000;
+    let new = old + 0x10_0000;
     console.ok(&format!("pci-move 00:04.0 4 {new:#x}"));
     assert_eq!(number(&console.ok(&queues(new))), 1);
     assert_ne!(number(&console.ok(&queues(old))), 1);

@@ -23,7 +23,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Boots the guest on `machine` (`microvm` or `q35`) with `arguments` added to the command line, and with
+    /// Boots the guest on `machine` (`microvm` or `q35`, with options after commas) with `arguments` added to the command line, and with
     /// `orders` as its kernel command line.
     ///
     /// # Panics
@@ -34,7 +34,10 @@ impl Qemu {
             Accel::Tcg => "tcg,thread=multi",
             Accel::Kvm => "kvm",
         };
-        let machine = if machine == "microvm" { "microvm,auto-kernel-cmdline=off" } else { machine };
+        let machine = match machine.strip_prefix("microvm") {
+            Some(options) => &format!("microvm,auto-kernel-cmdline=off{options}"),
+            None => machine,
+        };
         let mut child = Command::new("qemu-system-x86_64")
             .args(["-machine", machine, "-accel", accel, "-display", "none", "-nodefaults", "-no-reboot"])
             .args([

@@ -59,13 +59,21 @@ impl Pci {
     pub fn new(memory: &mut Memory, acpi: &Acpi) -> Self {
         let mut pci = Self { windows: [EcamWindow::default(); MAX_WINDOWS], window_count: 0 };
         for window in acpi.ecam_windows() {
-            let len_bytes = (u64::from(window.last_bus) + 1) << 20;
-            if window.last_bus >= window.first_bus && memory.reach(window.address, len_bytes).is_ok() {
-                pci.windows[pci.window_count] = *window;
-                pci.window_count += 1;
-            }
+            // One that cannot be mapped is as good as none.
+            let _ = pci.add_window(memory, window);
         }
         pci
+    }
+
+    /// Adds a window.
+    pub fn add_window(&mut self, memory: &mut Memory, window: &EcamWindow) -> Result<(), MemoryError> {
+        let len_bytes = (u64::from(window.last_bus) + 1) << 20;
+        memory.reach(window.address, len_bytes)?;
+        if let Some(place) = self.windows.get_mut(self.window_count) {
+            *place = *window;
+            self.window_count += 1;
+        }
+        Ok(())
     }
 
     /// Reads a register; all ones where there is nothing. `offset` is a multiple of the width.

@@ -7,6 +7,7 @@ use test_guest::orders::{Malformed, Words};
 use super::Program;
 use super::registers::width;
 use super::reply::{OrderError, say};
+use crate::acpi::EcamWindow;
 use crate::cpu::{self, Width};
 use crate::interrupts;
 use crate::pci::{Bar, BarKind, Bdf};
@@ -92,6 +93,16 @@ impl Program {
             return Err(OrderError::Refused("there is no such function"));
         }
         Ok(bdf)
+    }
+
+    /// `pci-ecam ADDR BUSES`: a window of segment 0 that no table describes.
+    pub(super) fn pci_ecam(&mut self, words: &mut Words<'_>) -> Result<(), OrderError> {
+        let address = words.number("ADDR")?;
+        let buses: u8 = words.narrow("BUSES")?;
+        words.end()?;
+        let last_bus = buses.checked_sub(1).ok_or(Malformed::NotANumber { what: "BUSES" })?;
+        self.pci.add_window(&mut self.memory, &EcamWindow { address, segment: 0, first_bus: 0, last_bus })?;
+        Ok(())
     }
 
     /// `pci-assign ADDR LEN`: gives addresses to the memory BARs that have none.

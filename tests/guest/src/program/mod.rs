@@ -227,6 +227,7 @@ impl Program {
             "pci-write" => self.pci_write(words)?,
             "pci-size" => self.pci_size(words)?,
             "pci-move" => self.pci_move(words)?,
+            "pci-ecam" => self.pci_ecam(words)?,
             "pci-assign" => self.pci_assign(words)?,
             "interrupts" => self.interrupts(words)?,
             "spin" => self.spin(words)?,
