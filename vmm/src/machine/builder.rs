@@ -10,7 +10,10 @@ use address_manager::{
     AddressManager, CommitError, Conflict, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind,
     Windows,
 };
-use arch::x86_64::cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate};
+use arch::x86_64::{
+    acpi::AcpiError,
+    cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate},
+};
 use devices::{
     SharedDevice,
     pci::{HostBridge, PciSegment, SlotError, StagedBars},
@@ -21,7 +24,7 @@ use thiserror::Error;
 use super::{
     Host, Machine, NamedDevice,
     attach::{self, AttachError},
-    payload::{OpenPayload, PayloadError},
+    payload::{self, OpenPayload, PayloadError},
     platform::{Platform, PlatformParts},
     sinks::Interrupts,
 };
@@ -47,6 +50,9 @@ pub enum BuildError {
     /// The payload cannot be booted.
     #[error("payload")]
     Payload(#[from] PayloadError),
+    /// The machine cannot be described to the guest.
+    #[error("ACPI tables")]
+    Acpi(#[from] AcpiError),
     /// Memory cannot be had.
     #[error("guest memory")]
     Memory(#[from] BackingError),
@@ -94,9 +100,14 @@ impl Machine {
         let caps = host_caps(host, &supported);
         let layout = Layout::allocate(config, &caps)?;
         let payload = config.payload.as_ref().ok_or(ConfigError::NoPayload)?;
-        let payload = OpenPayload::open(payload, &layout, 0)?;
+        let (acpi, taken) = super::tables::acpi(&layout, config.cpus.topology)?;
+        let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
         let prepared = Prepared::new(config, host, layout, &supported)?;
-        payload.load(&prepared.transaction.memory())?;
+        let memory = prepared.transaction.memory();
+        payload.load(&memory)?;
+        for (at, bytes) in &acpi.pieces {
+            payload::write(bytes, *at, &memory)?;
+        }
         let entry = payload.plan.entry;
         prepared.commit(host, |index| match index {
             0 => VcpuStart::Ready(Box::new(entry)),

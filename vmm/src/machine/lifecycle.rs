@@ -60,6 +60,11 @@ impl Machine {
         self.vcpus.resume();
     }
 
+    /// Presses the power button. What the guest makes of it is its own business.
+    pub fn press_power_button(&self) {
+        self.platform.events.lock().raise(arch::x86_64::acpi::event::POWER_BUTTON);
+    }
+
     /// Platform devices, then PCI devices, in layout order.
     fn all_devices(&self) -> impl Iterator<Item = &NamedDevice> {
         self.platform.devices.iter().chain(&self.devices)

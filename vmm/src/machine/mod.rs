@@ -10,6 +10,7 @@ mod lifecycle;
 pub mod payload;
 pub mod platform;
 pub mod sinks;
+mod tables;
 
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ use address_manager::GuestMemoryView;
 use arch::x86_64::{
     boot::{self, BootError, BootPlan, BootRequest, Piece, PieceSource, ReadAt},
     layout::{self, Range},
-    memory_map::MemoryMap,
+    memory_map::{MemoryMap, MemoryMapEntry},
 };
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -100,14 +100,19 @@ impl OpenPayload {
     ///
     /// # Errors
     /// An image is missing, empty, damaged, none that can be booted, or does not fit into memory.
-    pub fn open(payload: &Payload, layout: &Layout, rsdp: u64) -> Result<Self, PayloadError> {
+    pub fn open(
+        payload: &Payload,
+        layout: &Layout,
+        rsdp: u64,
+        taken: &[MemoryMapEntry],
+    ) -> Result<Self, PayloadError> {
         let (what, path, initramfs, cmdline) = match payload {
             Payload::Kernel { kernel, initramfs, cmdline } => {
                 ("kernel", kernel, initramfs.as_deref(), cmdline.as_bytes())
             }
             Payload::Firmware { firmware } => ("firmware", firmware, None, &[][..]),
         };
-        let memory = memory_map(layout).map_err(PayloadError::Map)?;
+        let memory = memory_map(layout, taken).map_err(PayloadError::Map)?;
         let (kernel, size) = open(what, path)?;
         let initramfs = initramfs.map(|path| open("initramfs", path)).transpose()?;
         let image = Image { file: &kernel, size };
@@ -158,9 +163,9 @@ pub fn write(bytes: &[u8], at: u64, memory: &GuestMemoryView) -> Result<(), Payl
 ///
 /// # Errors
 /// Too many ranges.
-pub fn memory_map(layout: &Layout) -> Result<MemoryMap, layout::LayoutError> {
+fn memory_map(layout: &Layout, taken: &[MemoryMapEntry]) -> Result<MemoryMap, layout::LayoutError> {
     let ram: Vec<Range> = layout.ram.iter().map(|part| Range { start: part.base, size: part.size }).collect();
-    MemoryMap::new(&ram, &[])
+    MemoryMap::new(&ram, taken)
 }
 
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), PayloadError> {

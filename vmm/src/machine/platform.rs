@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use address_manager::{Handler, HandlerRange, IoSpace, Owner, Transaction};
+use arch::x86_64::layout as map;
 use devices::{
     IrqLine, SharedDevice,
     pci::{ConfigPorts, PciSegment},
-    platform::{DebugExit, I8042, ResetControl, Serial},
+    platform::{
+        DebugExit, DebugPort, Events, I8042, PmTimer, PowerControl, PvPanic, ResetControl, Rtc, Serial,
+    },
 };
 use parking_lot::Mutex;
 
@@ -16,9 +19,16 @@ use crate::layout::Layout;
 /// Id of COM1.
 pub const SERIAL_ID: &str = "__serial";
 
+/// Address of the event device's register.
+pub const EVENTS_BASE: u64 = map::PLATFORM_MMIO_START;
+/// Interrupt of the event device.
+pub const EVENTS_GSI: u32 = 5;
+
 /// The platform devices of a machine.
 #[derive(Debug)]
 pub struct Platform {
+    /// What tells the guest of a pressed power button.
+    pub events: Arc<Mutex<Events>>,
     /// All of them, in the order in which they are saved.
     pub devices: Vec<NamedDevice>,
     // Pumps input into the serial port; stops when dropped.
@@ -71,9 +81,37 @@ impl Platform {
         )?;
         add("__reset", reset, None)?;
 
+        // Each answers at its own ports.
+        let mut add_ports = |id: &str, device: SharedDevice, base: u64, size: u64| {
+            let handler = device.port_handler();
+            add(id, device, Some((base, size, handler)))
+        };
         let keyboard = SharedDevice::new(I8042::new(Arc::clone(requests) as _));
-        let handler = keyboard.port_handler();
-        add("__i8042", keyboard, Some((I8042::BASE, I8042::SIZE, handler)))?;
+        add_ports("__i8042", keyboard, I8042::BASE, I8042::SIZE)?;
+        let power = SharedDevice::new(PowerControl::new(Arc::clone(requests) as _));
+        add_ports("__power", power, PowerControl::BASE, PowerControl::SIZE)?;
+        let timer = SharedDevice::new(PmTimer::new());
+        add_ports("__pm_timer", timer, PmTimer::BASE, PmTimer::SIZE)?;
+        let (low, high) = ram_sizes(layout);
+        add_ports("__rtc_cmos", SharedDevice::new(Rtc::new(low, high)), Rtc::BASE, Rtc::SIZE)?;
+        let debug = SharedDevice::new(DebugPort::default());
+        add_ports("__debug_port", debug, DebugPort::BASE, DebugPort::SIZE)?;
+        if layout.pvpanic {
+            let notifier = SharedDevice::new(PvPanic::new(Arc::clone(requests) as _));
+            add_ports("__pvpanic", notifier, PvPanic::BASE, PvPanic::SIZE)?;
+        }
+
+        let irq = IrqLine::new(Arc::clone(interrupts) as _, EVENTS_GSI);
+        let events = Arc::new(Mutex::new(Events::new(irq)));
+        let device = SharedDevice::from_arc(Arc::clone(&events));
+        transaction.add_handler(HandlerRange {
+            space: IoSpace::Mmio,
+            base: EVENTS_BASE,
+            size: Events::SIZE,
+            handler: device.mmio_handler(),
+            owner: Owner::new("__events"),
+        })?;
+        add("__events", device, None)?;
 
         if let Some(port) = layout.debug_exit {
             let exit = SharedDevice::new(DebugExit::new(Arc::clone(requests) as _));
@@ -90,8 +128,17 @@ impl Platform {
             add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
             pump = input.map(|input| input.pump_into(serial)).transpose()?;
         }
-        Ok(Self { devices, _serial_input: pump })
+        Ok(Self { events, devices, _serial_input: pump })
     }
+}
+
+/// Bytes of RAM below and above 4 GiB.
+fn ram_sizes(layout: &Layout) -> (u64, u64) {
+    let of = |high: bool| {
+        let parts = layout.ram.iter().filter(move |part| (part.base >= map::HOLE_END) == high);
+        parts.fold(0u64, |sum, part| sum.saturating_add(part.size))
+    };
+    (of(false), of(true))
 }
 
 /// Ports 0xcf8 to 0xcff: a byte at 0xcf9 is the reset control register's, everything else PCI

@@ -1,0 +1,82 @@
+//! What firmware tables say of a machine: a layout and a configuration in, ACPI tables out.
+
+use arch::x86_64::{
+    acpi::{
+        AcpiArea, AcpiConfig, AcpiError, AcpiTables, EventDevice, IoApic, IsaDevice, PciSegment,
+        PlacedTables, PowerPorts,
+    },
+    layout::{self as map, Range},
+    memory_map::MemoryMapEntry,
+    topology::Topology,
+};
+use devices::platform::{PmTimer, PowerControl, PvPanic, Rtc, Serial};
+
+use super::platform::{EVENTS_BASE, EVENTS_GSI};
+use crate::layout::{Layout, RangeLayout};
+
+/// ACPI tables with their place, and the range that they take out of RAM, if any.
+///
+/// # Errors
+/// They do not fit.
+pub fn acpi(
+    layout: &Layout,
+    topology: Topology,
+) -> Result<(PlacedTables, Option<MemoryMapEntry>), AcpiError> {
+    let tables = AcpiTables::build(&describe(layout, topology))?;
+    let low_ram = layout.ram.iter().filter(|part| part.base < map::HOLE_START);
+    let low_ram_end = low_ram.map(|part| part.base + part.size).max().unwrap_or(0);
+    let (area, taken) = AcpiArea::choose(tables.size(), low_ram_end)?;
+    Ok((tables.place(&area)?, taken))
+}
+
+fn describe(layout: &Layout, topology: Topology) -> AcpiConfig {
+    let present = layout.vcpus.iter().filter(|vcpu| vcpu.present).count();
+    AcpiConfig {
+        topology,
+        boot_vcpus: u32::try_from(present).unwrap_or(u32::MAX),
+        cpu_hotplug: None,
+        ioapic: IoApic { id: 0, address: low(map::IOAPIC_START), gsi_base: 0 },
+        overrides: Vec::new(),
+        power: PowerPorts {
+            sleep_control: port(PowerControl::BASE),
+            sleep_status: port(PowerControl::BASE + 1),
+            reset: port(PowerControl::BASE + 2),
+            reset_value: PowerControl::RESET,
+        },
+        pm_timer_port: Some(port(PmTimer::BASE)),
+        events: EventDevice { address: EVENTS_BASE, gsi: EVENTS_GSI },
+        serial: layout.serial.then_some(IsaDevice {
+            port: port(Serial::COM1),
+            ports: 8,
+            gsi: Serial::COM1_IRQ,
+        }),
+        rtc: Some(IsaDevice { port: port(Rtc::BASE), ports: 2, gsi: Rtc::IRQ }),
+        pvpanic_port: layout.pvpanic.then_some(port(PvPanic::BASE)),
+        generation_id: None,
+        segments: layout.segments.iter().map(segment).collect(),
+        nodes: Vec::new(),
+    }
+}
+
+fn segment(layout: &crate::layout::SegmentLayout) -> PciSegment {
+    let range = |of: RangeLayout| Range { start: of.base, size: of.size };
+    PciSegment {
+        id: layout.number,
+        ecam: range(layout.ecam),
+        mmio32: Some(range(layout.mmio32)),
+        mmio64: Some(range(layout.mmio64)),
+        ports: layout.number == 0,
+        intx: None,
+        node: None,
+    }
+}
+
+/// A port of the architecture's: all are below 64 KiB.
+fn port(base: u64) -> u16 {
+    u16::try_from(base).unwrap_or(u16::MAX)
+}
+
+/// An address of the architecture's below 4 GiB.
+fn low(address: u64) -> u32 {
+    u32::try_from(address).unwrap_or(u32::MAX)
+}
