@@ -1,0 +1,77 @@
+# Booting, CPUs, memory, reset and power.
+
+check_boot() { # PVH ELF kernel, one vCPU, to user space and off
+  vm a lab.do=off -- --cpus boot=1 --memory size=256M
+  up a && ends a && note "guest uptime $(value a NANO-UP | cut -d' ' -f1) s"
+}
+check_bzimage() {
+  KERNEL=$ART/guestkernel/bzImage
+  vm a lab.do=off -- --memory size=256M
+  up a && ends a
+}
+check_onefile() { # kernel and initramfs in one PVH ELF file
+  spawn a -- --kernel "$ART/nano.vmlinux" --cmdline "$BASE lab.do=off" --serial off --console "file=$W/a.log" --memory size=512M
+  up a && ends a
+}
+check_serial() { # the console on the UART instead of hvc0
+  spawn a -- --kernel "$KERNEL" --initramfs "$INITRD" --cmdline "console=ttyS0 quiet panic=-1 mitigations=off lab.do=off" \
+    --serial "file=$W/a.log" --console off --memory size=256M
+  up a && ends a
+}
+check_rng() {
+  vm a lab.do=rng -- --memory size=256M
+  ends a && note "$(value a RNG)" && says a '^RNG virtio_rng.0 256'
+}
+
+smp() { # VCPUS
+  vm a lab.do=off -- --cpus "boot=$1" --memory size=512M
+  up a 300 && ends a && note "guest uptime $(value a NANO-UP | cut -d' ' -f1) s" && says a "cpus=$1 "
+}
+check_smp2() { smp 2; }
+check_smp4() { smp 4; }
+check_smp8() { smp 8; }
+check_smp16() { smp 16; }
+check_smp32() { smp 32; }
+check_smp() { smp 4; }
+
+check_topology() { # 2 threads x 2 cores x 1 die x 2 packages
+  vm a lab.ip=192.168.77.2/24 -- --cpus boot=8,topology=2:2:1:2 --memory size=256M --net "tap=,ip=192.168.77.1,mask=255.255.255.0"
+  up a 200 && within 60 guest 192.168.77.2 true || return
+  local t=/sys/devices/system/cpu/cpu7/topology
+  note "cpu7: $(guest 192.168.77.2 "cat $t/physical_package_id $t/core_id $t/thread_siblings_list" | tr '\n' ' ')"
+  [ "$(guest 192.168.77.2 "cat $t/physical_package_id $t/thread_siblings_list" | tr '\n' ' ')" = "1 6-7 " ]
+}
+check_numa() {
+  vm a lab.do=numa -- --cpus boot=2 --memory size=0 --memory-zone id=m0,size=256M id=m1,size=256M \
+    --numa guest_numa_id=0,cpus=0,memory_zones=m0,distances=1@20 guest_numa_id=1,cpus=1,memory_zones=m1,distances=0@20
+  up a && ends a || return
+  note "$(value a 'NODE 0') / $(value a 'NODE 1')"
+  says a '^NODE 0 cpus=0 kib=[12][0-9]\{5\} distance=10 20' && says a '^NODE 1 cpus=1 kib=[12][0-9]\{5\} distance=20 10'
+}
+check_hugepages() {
+  echo 160 >/proc/sys/vm/nr_hugepages
+  vm a -- --memory size=256M,hugepages=on,hugepage_size=2M
+  up a || return
+  local free; free=$(sed -n 's/HugePages_Free: *//p' /proc/meminfo)
+  note "$free of 160 huge pages free"
+  [ "$free" -le 140 ] && stop a && within 20 grep -q '^HugePages_Free: *160' /proc/meminfo
+}
+
+check_reboot() { # ten times, counted by the guest on its disk; the same VMM process all the time
+  truncate -s 1M "$W/d.raw"
+  vm a lab.do=reboots lab.times=10 -- --memory size=256M --disk "path=$W/d.raw"
+  ends a 390 || { fail "after $(tr -d '\0' <"$W/d.raw" | head -c 8) reboots"; return; }
+  note "$(tr -d '\0' <"$W/d.raw") reboots"
+  [ "$(tr -d '\0' <"$W/d.raw")" = 10 ]
+}
+check_sigterm() { # an orderly stop from outside is a normal end
+  vm a -- --memory size=256M
+  up a || return
+  kill "$(pid a)"; ends a 20
+}
+check_powerbutton() { # needs the API; the guest has to see the event
+  [ -x "$REMOTE" ] || skip "no $REMOTE"
+  vm a -- --memory size=256M
+  up a || return
+  api a power-button && api a info >/dev/null
+}

@@ -1,0 +1,37 @@
+# Whole systems: Debian with systemd from a disk, and the same through firmware.
+
+cidata() { # what cloud-init would read: addresses, host name, and whom to tell
+  mkdosfs -n CIDATA -C "$W/ci" 8192 >/dev/null
+  printf 'instance-id: cloud\nlocal-hostname: labhost\n' >"$W/meta-data"
+  printf 'version: 2\nethernets:\n  id0:\n    match:\n      macaddress: 12:34:56:78:90:ab\n    addresses:\n    - 192.168.2.2/25\n    gateway4: 192.168.2.1\n' >"$W/network-config"
+  printf '#cloud-config\n  echo -n "booted" > /dev/tcp/192.168.2.1/8001\n' >"$W/user-data"
+  (cd "$W" && mcopy -i ci user-data meta-data network-config ::)
+}
+# The image is 1 GiB with 0.3 GiB in it; reading holes through 9p would take longer than the boot.
+full_image() { cp --sparse=always "$ART/full.raw" "$1"; }
+cloud() {
+  sshpass -p cloud123 ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=10 \
+    -o LogLevel=ERROR cloud@192.168.2.2 "$@"
+}
+check_full() {
+  [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
+  cidata; full_image "$W/f.raw"
+  local began; began=$(now)
+  nc -l -p 8001 >"$W/notify" 2>/dev/null &
+  spawn a -- --kernel "${FULLKERNEL:-$ART/full.vmlinux}" --cmdline "root=/dev/vda1 rw console=hvc0 quiet mitigations=off" \
+    --disk "path=$W/f.raw" "path=$W/ci" --cpus "boot=${FULLCPUS:-2}" --memory size=512M \
+    --net tap=,mac=12:34:56:78:90:ab,ip=192.168.2.1,mask=255.255.255.128 --serial off --console "file=$W/a.log"
+  up a 330 'login:' || return
+  note "login prompt after $(since "$began") s"
+  within 60 test -s "$W/notify" || { fail "no message from the guest"; return; }
+  within 120 cloud true || { fail "no ssh"; return; }
+  note "ssh after $(since "$began") s, $(cloud 'hostname; systemctl is-system-running; systemctl --failed --plain --no-legend | cut -d" " -f1' | tr '\n' ' ')"
+  [ "$(cat "$W/notify")" = booted ] && [ "$(cloud hostname)" = labhost ] || return
+  cloud sudo poweroff; ends a 90
+}
+check_firmware() { # CLOUDHV.fd, systemd-boot, Debian; run.sh has to run with one emulation thread (lab.py --single)
+  [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
+  full_image "$W/f.raw"
+  spawn a -- --firmware "$ART/CLOUDHV.fd" --disk "path=$W/f.raw" --memory size=1G --serial "file=$W/a.log" --console off
+  up a 390 'login:'
+}
