@@ -101,8 +101,7 @@ def run(cache, a):
     command = a.command[1:] if a.command[:1] == ["--"] else a.command
     if not command:
         raise LabError("run: no command")
-    shares = [machine.Share("/art", cache.root, readonly=True),
-              machine.Share("/payload", os.path.join(HERE, "payload"), readonly=True)]
+    shares = [machine.Share("/art", cache.root, readonly=True)]
     named = [machine.Share(*pair(s, "--share")) for s in a.share]
     if not any(s.where == "/vmm" for s in named):
         if os.path.isdir(a.vmm):
@@ -115,7 +114,7 @@ def run(cache, a):
     l1 = machine.Machine(memory=a.mem, smp=a.smp, cpu=a.cpu, single=a.single, translation_mib=a.tb, iommu=a.iommu,
                          disks=tuple(a.disk), append=a.append, extra=tuple(a.qemu_arg), qemu=a.qemu)
     job = session.Job(command=command, environment=dict(pair(e, "--env") for e in a.env), shares=shares, out=a.out,
-                      timeout=a.timeout, snapshot=a.snapshot, keep=a.keep, stats=a.stats, verbose=a.verbose)
+                      payload=os.path.join(HERE, "payload"), timeout=a.timeout, snapshot=a.snapshot, keep=a.keep, stats=a.stats, verbose=a.verbose)
     with cache.in_use():
         artefacts = steps.prepare(cache, steps.defaults(a.full))
         if not a.alone:

@@ -1,4 +1,5 @@
 //! Support for the end-to-end tests.
 
 pub mod guest;
+pub mod lab;
 pub mod qemu;

@@ -14,13 +14,18 @@ use crate::{
 
 const PROGRAM: &str = "tests/lab/lab.py";
 
-/// The checks that the step `lab` runs in one boot of the lab: a name a line, `#` begins a comment.
-const SUITE: &str = "tests/lab/suite";
+/// Each file names the checks of one boot of the lab, a name a line, and options of `lab.py run` in lines that begin
+/// with `--`; `#` begins a comment. `tests/support/lab.rs` reads the same files.
+const SUITES: &str = "tests/lab/suites";
 
 /// Hands the arguments to the lab's own program.
 pub fn run(args: &[String]) -> Result<ExitCode, String> {
     let workspace = Workspace::find()?;
     install::ensure(&workspace, install::LAB)?;
+    let built = build(&workspace).run();
+    if !built.success {
+        return Err(built.in_full());
+    }
     let status = args.iter().fold(program(&workspace), |lab, arg| lab.arg(arg)).hand_over()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
@@ -32,23 +37,45 @@ pub fn tests(workspace: &Workspace, tally: &mut Tally) {
         .program("python3")
         .words("-B -m unittest discover -v -s tests/lab/labkit/tests -t tests/lab");
     tally.tests("the lab's own tests", || read_unittest(&own.run()));
-    let checks = fs::read_to_string(workspace.root.join(SUITE)).map(|text| suite(&text)).unwrap_or_default();
-    if checks.is_empty() {
-        return tally.check("checks in the lab", || Verdict::Skipped(format!("{SUITE} names no check yet")));
+    let suites = match names_of_suites(workspace) {
+        Ok(names) => names,
+        Err(reason) => return tally.check("suites", || Verdict::Failed(reason)),
+    };
+    let built = build(workspace).run();
+    if !built.success {
+        return tally.check("release binaries", || Verdict::Failed(built.in_full()));
     }
-    let lab = program(workspace).words("run -- /payload/run.sh");
-    let lab = checks.iter().fold(lab, |lab, check| lab.arg(check));
-    tally.tests("checks in the lab", || read_results(&lab.run(), &checks));
+    for name in suites {
+        let text = fs::read_to_string(workspace.root.join(SUITES).join(&name)).unwrap_or_default();
+        let (options, checks) = suite(&text);
+        let lab = program(workspace).words("run --alone --stats");
+        let lab = options.iter().fold(lab, |lab, options| lab.words(options)).words("-- /payload/run.sh");
+        let lab = checks.iter().fold(lab, |lab, check| lab.arg(check));
+        tally.tests(&name, || read_results(&lab.run(), &checks));
+    }
+}
+
+/// The VMM that the lab sees at `/vmm`.
+fn build(workspace: &Workspace) -> Invocation {
+    workspace.cargo().words("build --release --quiet -p cumulet")
+}
+
+fn names_of_suites(workspace: &Workspace) -> Result<Vec<String>, String> {
+    let entries = fs::read_dir(workspace.root.join(SUITES)).map_err(|error| format!("{SUITES}: {error}"))?;
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    if names.is_empty() { Err(format!("{SUITES} holds no suite")) } else { Ok(names) }
 }
 
 fn program(workspace: &Workspace) -> Invocation {
     workspace.program("python3").arg(PROGRAM)
 }
 
-/// The names in the suite file.
-fn suite(text: &str) -> Vec<String> {
+/// The lines of options and the names of checks in a suite file.
+fn suite(text: &str) -> (Vec<String>, Vec<String>) {
     let code = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
-    text.lines().map(code).filter(|name| !name.is_empty()).collect()
+    text.lines().map(code).filter(|line| !line.is_empty()).partition(|line| line.starts_with("--"))
 }
 
 /// Counts the lines of Python's `unittest -v`: `test_a (module.Class.test_a) ... ok`. What a test or its
@@ -104,8 +131,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_suite_is_a_list_with_comments() {
-        assert_eq!(suite("# boots\nboot\n\n disk # raw\n"), ["boot", "disk"]);
+    fn the_suite_is_a_list_with_options_and_comments() {
+        let (options, checks) = suite("# boots\n--mem 3G\nboot\n\n disk # raw\n");
+        assert_eq!(
+            (options, checks),
+            (vec!["--mem 3G".to_owned()], vec!["boot".to_owned(), "disk".to_owned()])
+        );
     }
 
     #[test]

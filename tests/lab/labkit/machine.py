@@ -10,7 +10,7 @@ import shlex
 
 # In the cache through its own dynamic linker; what the machine has installed does not matter.
 LIB = "usr/lib/x86_64-linux-gnu"
-SHARES = 6
+SHARES = 5
 
 # Kernel work at boot that means nothing here and costs a second under emulation: self tests of ciphers, timing jitter
 # as entropy, certificates for module signatures.

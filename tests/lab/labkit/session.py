@@ -38,6 +38,7 @@ class Job:
     environment: dict = dataclasses.field(default_factory=dict)
     shares: list = dataclasses.field(default_factory=list)
     out: str | None = None          # host directory that L1 sees as /lab/out
+    payload: str | None = None      # host directory whose copy L1 sees as /payload
     timeout: float = 600
     snapshot: bool = False          # start from a saved L1, made on first use
     keep: bool = False
@@ -123,7 +124,9 @@ def _drive(process, job, run_dir, save_to, began):
 
 
 def write_job(directory, job):
-    """The files that l1/rc reads: what to mount, and what to run."""
+    """What l1/rc reads: what to mount, and what to run. The payload is copied, so that it may change meanwhile."""
+    if job.payload:
+        shutil.copytree(job.payload, f"{directory}/payload")
     with open(f"{directory}/mounts", "w") as f:
         for i, share in enumerate(job.shares):
             f.write(f"share{i} {share.where} {'ro' if share.readonly else 'rw'}\n")

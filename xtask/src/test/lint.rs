@@ -24,7 +24,11 @@ pub fn fmt(workspace: &Workspace, tally: &mut Tally) {
 
 pub fn clippy(workspace: &Workspace, tally: &mut Tally) {
     tally.check("workspace", || {
-        verdict(&workspace.cargo().words("clippy --workspace --all-targets -- -D warnings"))
+        verdict(
+            &workspace
+                .cargo()
+                .words("clippy --workspace --all-targets --features cumulet-tests/lab -- -D warnings"),
+        )
     });
     for features in COMBINATIONS {
         let name = if features.is_empty() { "no hypervisor".to_owned() } else { features.join(" and ") };
