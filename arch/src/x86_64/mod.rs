@@ -7,4 +7,5 @@ pub mod cpuid;
 pub mod feature;
 pub mod layout;
 pub mod memory_map;
+pub mod smbios;
 pub mod topology;

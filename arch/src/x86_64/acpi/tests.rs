@@ -301,3 +301,27 @@ fn acpica_compiles_what_it_disassembled() {
         assert!(output.contains(" 0 Errors"), "{output}");
     }
 }
+
+/// ACPICA's interpreter, the one in Linux, runs the event method with registers that read as a given
+/// value, and notifies the devices of the bits that are set.
+#[test]
+fn acpica_runs_the_event_method() {
+    let tables = placed(&full());
+    let dsdt = Memory::new(&tables).find("DSDT");
+    let run = |value: u8, method: &str| {
+        let value = format!("{value:#x}");
+        let command = format!("execute {method}");
+        let arguments = ["-dt", "-r", "-fv", &value, "-b", &command, "dsdt.aml"];
+        acpica("acpiexec", &format!("run-{value}"), &arguments, &[("dsdt.aml", dsdt)])
+    };
+    let notified = |output: &str, device: &str| output.contains(&format!("Notify on [{device}]"));
+
+    let Some(button) = run(event::POWER_BUTTON, "\\_SB.GED_._EVT 9") else { return };
+    assert!(notified(&button, "PWRB") && !notified(&button, "VGEN"), "{button}");
+    let Some(both) = run(event::POWER_BUTTON | event::GENERATION_ID, "\\_SB.GED_._EVT 9") else { return };
+    assert!(notified(&both, "PWRB") && notified(&both, "VGEN"), "{both}");
+    let Some(present) = run(1, "\\_SB.CPUS.C003._STA") else { return };
+    assert!(present.contains("[Integer] = 000000000000000F"), "{present}");
+    let Some(absent) = run(0, "\\_SB.CPUS.C003._STA") else { return };
+    assert!(absent.contains("[Integer] = 0000000000000000"), "{absent}");
+}
