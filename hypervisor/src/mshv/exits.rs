@@ -243,7 +243,7 @@ fn run(
     }
     let mut guest = Guest::new(processor, slots, bus, header.cpl == 3);
     if let Some((linear, physical)) = known {
-        guest.knows(linear, physical);
+        guest.knows(linear, physical, header.access == AccessKind::Write);
     }
     match emulate::execute(decoded, registers, &mut guest) {
         Ok(_) => {

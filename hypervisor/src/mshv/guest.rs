@@ -45,16 +45,12 @@ impl<'a> Guest<'a> {
         Self { processor, slots, bus, user, translated: Vec::new() }
     }
 
-    /// Enters the translation that came with the intercept. It holds for reads and writes: the
-    /// processor checks the page tables for all that an instruction does before it asks what backs
-    /// the page.
-    pub fn knows(&mut self, linear: u64, physical: u64) {
+    /// Enters the translation that came with the intercept, for the kind of access that the
+    /// processor had checked. A read says nothing about writes: a string instruction may go on to
+    /// write a page that the guest's tables let it only read.
+    pub fn knows(&mut self, linear: u64, physical: u64, write: bool) {
         let page = |address| address / PAGE_SIZE * PAGE_SIZE;
-        self.translated.push(Translated {
-            linear_page: page(linear),
-            physical_page: page(physical),
-            write: true,
-        });
+        self.translated.push(Translated { linear_page: page(linear), physical_page: page(physical), write });
     }
 
     /// Reads the bytes of an instruction: from memory, never from a device, and not beyond the end

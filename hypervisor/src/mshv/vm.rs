@@ -150,8 +150,12 @@ impl MshvVm {
         };
         self.unmap(&known)?;
         slots.remove(slot.slot);
-        if known.flags.contains(SlotFlags::LOG_DIRTY) && slots.tracked() == 0 {
-            self.stop_tracking()?;
+        // The slot is gone, whatever comes of this: tracking that goes on costs, and harms nothing.
+        if known.flags.contains(SlotFlags::LOG_DIRTY)
+            && slots.tracked() == 0
+            && let Err(error) = self.stop_tracking()
+        {
+            log::warn!("{}", super::guest::chain(&error));
         }
         Ok(())
     }

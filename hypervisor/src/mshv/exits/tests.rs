@@ -1,6 +1,6 @@
 //! Intercepts and what they do to a processor made of plain values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -20,6 +20,7 @@ struct Model {
     file: RegisterFile,
     segments: [SegmentSlot; 6],
     pages: BTreeMap<u64, Translation>,
+    read_only: BTreeSet<u64>,
     injected: Vec<Exception>,
     shadow_ended: bool,
     translations: usize,
@@ -45,9 +46,12 @@ impl Processor for Model {
         }
         Ok(())
     }
-    fn translate(&mut self, linear_page: u64, _: Access) -> Result<Translation, HypervisorError> {
+    fn translate(&mut self, linear_page: u64, access: Access) -> Result<Translation, HypervisorError> {
         assert_eq!(linear_page % 4096, 0);
         self.translations += 1;
+        if access == Access::Write && self.read_only.contains(&linear_page) {
+            return Ok(Translation::Forbidden);
+        }
         Ok(self.pages.get(&linear_page).cloned().unwrap_or(Translation::NotPresent))
     }
     fn inject(&mut self, exception: Exception) -> Result<(), HypervisorError> {
@@ -329,6 +333,35 @@ fn a_fault_of_the_other_operand_is_injected() {
     let intercept = memory_intercept(AccessKind::Read, DEVICE + 0x10, &[0xa5]);
     let text = scene.failure(Intercept::Memory(intercept));
     assert_eq!(text, "access to 0xd0000010 at 0x1000: no translation of 0x2000: result 9");
+}
+
+#[test]
+fn a_read_gives_no_right_to_write() {
+    // The device's page is read-only to the guest, and the copy goes from it into it.
+    for bytes in [&[0xa5][..], &[0x09, 0x06], &[0x87, 0x06]] {
+        let mut scene = Scene::new(SlotFlags::empty());
+        scene.model.read_only.insert(0x5000);
+        scene.model.file.general[7] = 0x5020;
+        let before = scene.model.file;
+        let intercept = memory_intercept(AccessKind::Read, DEVICE + 0x10, bytes);
+        assert_eq!(scene.answer(Intercept::Memory(intercept)), VcpuExit::Handled);
+        assert!(
+            matches!(scene.model.injected[..], [Exception::PageFault { error_code: 0b0011, .. }]),
+            "{bytes:02x?}: {:?}",
+            scene.model.injected
+        );
+        assert_eq!((scene.model.file, scene.bus.0.len()), (before, 0));
+    }
+}
+
+#[test]
+fn a_device_register_is_changed() {
+    for access in [AccessKind::Read, AccessKind::Write] {
+        let mut scene = Scene::new(SlotFlags::empty());
+        let intercept = memory_intercept(access, DEVICE + 0x10, &[0x80, 0x0e, 0x0f]); // or byte [rsi], 0x0f
+        assert_eq!(scene.answer(Intercept::Memory(intercept)), VcpuExit::Handled);
+        assert_eq!(scene.bus.0, [Seen::Read(DEVICE + 0x10, 1), Seen::Write(DEVICE + 0x10, vec![0xaf])]);
+    }
 }
 
 #[test]
