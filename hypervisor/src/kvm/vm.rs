@@ -121,11 +121,13 @@ impl Vm for KvmVm {
             return Err(HypervisorError::Missing { what: "interrupts by message (KVM_CAP_SIGNAL_MSI)" });
         }
         self.need_irqchip()?;
-        let (address_lo, address_hi) = halves(message.address);
+        let (address_lo, address_hi) = msi_address(message.address);
         let request = kvm_msi { address_lo, address_hi, data: message.data, ..kvm_msi::default() };
-        // A result of 0 says that the guest has masked the interrupt: as on hardware, it is lost.
+        // A result of 0 says that the guest has masked the interrupt, and KVM's -1 for "no such
+        // destination" arrives as EPERM. Both are of the guest's making: as on hardware, it is lost.
         match self.shared.fd.signal_msi(request) {
             Ok(_) => Ok(()),
+            Err(error) if error.errno() == libc::EPERM => Ok(()),
             Err(error) => Err(call("cannot send", format!("MSI {message:x?}"), error)),
         }
     }
@@ -192,8 +194,12 @@ impl Vm for KvmVm {
     }
 }
 
-/// The low and high half of an address.
-pub(super) fn halves(value: u64) -> (u32, u32) {
-    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+/// A message's address in KVM's halves.
+///
+/// With 32-bit x2APIC ids the high half holds the upper 24 bits of the destination, and KVM refuses
+/// what has a bit below them, a whole routing table for one entry. A guest may write anything into
+/// its MSI-X tables, so these bits are dropped, as KVM itself drops the half where ids have 8 bits.
+pub(super) fn msi_address(address: u64) -> (u32, u32) {
+    let [a, b, c, d, _, f, g, h] = address.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([0, f, g, h]))
 }

@@ -15,7 +15,7 @@ use kvm_bindings::{
 
 use super::{
     call, invalid, ioctl,
-    vm::{KvmVm, halves},
+    vm::{KvmVm, msi_address},
 };
 use crate::{
     DoorbellSpec, HypervisorError, IrqchipMode, Irqfd, MemorySlot, Route, RouteTarget, SlotFlags, WiringOps,
@@ -61,6 +61,13 @@ impl WiringOps for KvmVm {
             flags |= KVM_MEM_LOG_DIRTY_PAGES;
         }
         let mut slots = self.shared.slots.lock();
+        // KVM would move the slot; callers are promised that a slot stays where it is.
+        if let Some(old) = slots.get(&slot.slot)
+            && old.guest_address != slot.guest_address
+        {
+            let detail = format!("{}; it is in use at {:#x}", describe(slot), old.guest_address);
+            return Err(invalid("memory slot", detail));
+        }
         ioctl::set_memory_region(&self.shared.fd, region(slot, slot.size, flags))
             .map_err(|error| call("cannot set memory slot", describe(slot), error))?;
         slots.insert(slot.slot, *slot);
@@ -144,11 +151,10 @@ fn region(slot: &MemorySlot, size: u64, flags: u32) -> kvm_userspace_memory_regi
     }
 }
 
-/// MSI addresses keep their high half: with 32-bit x2APIC ids it holds the destination's upper bits.
 fn entry(route: &Route) -> kvm_irq_routing_entry {
     let (type_, u) = match route.target {
         RouteTarget::Msi(message) => {
-            let (address_lo, address_hi) = halves(message.address);
+            let (address_lo, address_hi) = msi_address(message.address);
             let msi =
                 kvm_irq_routing_msi { address_lo, address_hi, data: message.data, ..Default::default() };
             (KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry__bindgen_ty_1 { msi })

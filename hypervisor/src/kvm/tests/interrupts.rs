@@ -171,6 +171,23 @@ fn what_is_beyond_the_limits_is_refused() {
 }
 
 #[test]
+fn whatever_a_guest_writes_into_an_msix_table_can_be_routed() {
+    let Some(host) = host() else { return };
+    let (machine, _vcpu) = machine(&*host, IrqchipMode::Kernel);
+    let message = |address| MsiMessage { address, data: u32::MAX, device_id: 0 };
+    let addresses = [0, 1, 0xff_ffff_ffff, 0xfee0_0000 | 1 << 32, 1 << 63, u64::MAX];
+    let routes: Vec<_> = addresses
+        .iter()
+        .zip(24..)
+        .map(|(&address, gsi)| Route { gsi, target: RouteTarget::Msi(message(address)) })
+        .collect();
+    machine.vm.wiring().set_routes(&routes).unwrap();
+    for address in addresses {
+        machine.vm.signal_msi(&message(address)).unwrap();
+    }
+}
+
+#[test]
 fn without_controllers_interrupts_are_refused() {
     let Some(host) = host() else { return };
     let machine = Machine::new(&*host, None, &[]);

@@ -3,7 +3,7 @@
 use super::{Access, CODE, DATA, Machine, Seen, code, host, out, run};
 use crate::{
     IrqchipMode, Vcpu, VcpuExit,
-    x86_64::{Msr, VcpuState, VmClock},
+    x86_64::{CpuidEntry, Msr, VcpuState, VmClock},
 };
 
 const TSC: u32 = 0x10;
@@ -92,6 +92,32 @@ fn every_vcpu_saves_and_loads() {
         let state = vcpu.save().unwrap();
         let mut next = other.vm.create_vcpu(index, index * 2).unwrap();
         assert_eq!(next.index(), index);
+        next.load(&state).unwrap();
+        assert_eq!(still(next.save().unwrap()), still(state));
+    }
+}
+
+#[test]
+fn a_vcpu_with_few_features_saves_and_loads() {
+    let Some(host) = host() else { return };
+    let all = host.supported_cpuid().unwrap();
+    let few: Vec<_> = all
+        .iter()
+        .filter(|entry| [0, 1].contains(&entry.leaf))
+        .map(|entry| match entry.leaf {
+            0 => CpuidEntry { eax: 1, ..*entry },
+            // FPU, TSC, MSR, PAE, CX8, APIC, FXSR, SSE, SSE2: no XSAVE, no MTRR, no machine checks.
+            _ => CpuidEntry { ecx: 0, edx: 0x0700_0371, ..*entry },
+        })
+        .collect();
+    for cpuid in [&few[..], &[]] {
+        let [machine, other] = [(); 2].map(|()| Machine::new(&*host, Some(IrqchipMode::Kernel), &[]));
+        let mut vcpu = machine.vm.create_vcpu(0, 0).unwrap();
+        if !cpuid.is_empty() {
+            vcpu.set_cpuid(cpuid).unwrap();
+        }
+        let state = vcpu.save().unwrap();
+        let mut next = other.vm.create_vcpu(0, 0).unwrap();
         next.load(&state).unwrap();
         assert_eq!(still(next.save().unwrap()), still(state));
     }

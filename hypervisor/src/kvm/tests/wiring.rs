@@ -85,6 +85,8 @@ fn what_kvm_refuses_names_the_slot() {
     }
     assert!(machine.vm.wiring().remove_slot(&good).is_err(), "never set");
     machine.vm.wiring().set_slot(&good).unwrap();
+    let moved = MemorySlot { guest_address: good.guest_address + 0x1000, ..good };
+    assert!(machine.vm.wiring().set_slot(&moved).is_err(), "a slot does not move");
     machine.vm.wiring().remove_slot(&good).unwrap();
 }
 
