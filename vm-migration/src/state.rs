@@ -39,6 +39,7 @@ impl State for NoState {
 
 /// One device's state as it is kept and sent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Section {
     /// The device's id.
     pub id: String,

@@ -112,24 +112,26 @@ impl PciSegment {
         }
         let Some(device) = self.device(bus, devfn) else { return };
         let effect = device.lock().pci().map(|function| function.config_write(register, data));
-        if effect == Some(ConfigEffect::Rewire) {
-            self.rewire(&device);
+        if effect == Some(ConfigEffect::Rewire)
+            && let Some(manager) = self.manager.upgrade()
+        {
+            rewire(&manager, &device, "BAR");
         }
     }
+}
 
-    /// Brings the wiring of a function in line with its registers, in one transaction. The
-    /// transaction is opened before the device is locked, as everybody does.
-    fn rewire(&self, device: &SharedDevice) {
-        let Some(manager) = self.manager.upgrade() else { return };
-        let transaction = manager.begin_labelled("BAR");
-        let mut device = device.lock();
-        let Some(function) = device.pci() else { return };
-        let endpoint = function.endpoint();
-        let staged = endpoint.stage(&transaction);
-        match transaction.commit() {
-            Ok(_) => endpoint.committed(staged),
-            Err(problem) => error!("{}: BARs stay where they were: {problem}", endpoint.owner()),
-        }
+/// Brings the wiring of a function in line with its registers and the shape of its BARs, in one
+/// transaction. The transaction is opened before the device is locked, as everybody does; the caller
+/// holds no lock. `label` says in the commit report what it is for.
+pub fn rewire(manager: &AddressManager, device: &SharedDevice, label: &str) {
+    let transaction = manager.begin_labelled(label);
+    let mut device = device.lock();
+    let Some(function) = device.pci() else { return };
+    let endpoint = function.endpoint();
+    let staged = endpoint.stage(&transaction);
+    match transaction.commit() {
+        Ok(_) => endpoint.committed(staged),
+        Err(problem) => error!("{}: BARs stay where they were: {problem}", endpoint.owner()),
     }
 }
 

@@ -12,7 +12,7 @@ pub struct QueueState {
     pub progress: RingProgress,
 }
 
-/// Where the device stands in the rings.
+/// Where the device stands in the rings. No field may be missing, those that may be null neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum RingProgress {
@@ -23,6 +23,7 @@ pub enum RingProgress {
         /// Next entry of the used ring to write.
         next_used: u16,
         /// Used index at the last decision about an interrupt; none before the first.
+        #[serde(deserialize_with = "Option::deserialize")]
         signalled: Option<u16>,
     },
     /// Packed format: slots of the one ring, with their wrap counters.
@@ -36,6 +37,7 @@ pub enum RingProgress {
         /// The device's wrap counter there.
         used_wrap: bool,
         /// Descriptors used since the last decision about an interrupt; none before the first.
+        #[serde(deserialize_with = "Option::deserialize")]
         unsignalled: Option<u16>,
     },
 }

@@ -3,6 +3,11 @@
 //!
 //! For the tests of this crate and, with feature `testing`, of others; and for fuzz targets.
 
+#[cfg(test)]
+pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod machine;
+
 use std::{
     collections::BTreeMap,
     sync::atomic::{Ordering, fence},
