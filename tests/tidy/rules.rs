@@ -134,8 +134,8 @@ pub const RULES: &[Rule] = &[
             "OpenOptions",
             "Instant",
             "SystemTime",
-            "Mutex",
-            "RwLock",
+            "parking_lot",
+            "std :: sync",
             "std :: env",
             "std :: thread",
             "std :: net",
@@ -144,7 +144,10 @@ pub const RULES: &[Rule] = &[
             ("arch/src/x86_64/boot.rs", "//! A.\nlet file = File::open(kernel)?;"),
             ("vmm/src/layout/mod.rs", "//! A.\nlet now = Instant::now();"),
         ],
-        passes: &[("arch/src/x86_64/boot.rs", "//! A.\nfn load(kernel: &mut (impl Read + Seek)) {}")],
+        passes: &[
+            ("arch/src/x86_64/boot.rs", "//! A.\nfn load(kernel: &mut (impl Read + Seek)) {}"),
+            ("arch/src/x86_64/acpi.rs", "//! A.\nuse acpi_tables::aml::Mutex;"),
+        ],
     },
     Rule {
         name: "the API sends requests and never holds the machine",
@@ -191,7 +194,7 @@ pub const RULES: &[Rule] = &[
                 .any(|folder| file.is_in(folder))
                 || file.path.ends_with("/state.rs")
         },
-        finds: Finds::Code(&["unsafe"]),
+        finds: Finds::ProductCode(&["unsafe"]),
         catches: &[
             ("vmm/src/config/mod.rs", "//! A.\n// SAFETY: yes.\nunsafe { f() }"),
             ("devices/src/pci/state.rs", "//! A.\nunsafe impl Send for A {}"),
@@ -265,14 +268,17 @@ pub const RULES: &[Rule] = &[
         catches: &[
             ("README.md", "run /work/main/target/release/cumulet"),
             ("docs/a.md", "see /root/.cargo/bin"),
-            ("vmm/src/a.rs", "//! A.\nlet path = \"/home/ann/kernel\";"),
+            ("vmm/src/a.rs", concat!("//! A.\nlet path = \"", env!("CARGO_MANIFEST_DIR"), "/tidy\";")),
         ],
         passes: &[("docs/a.md", "see docs/work/a.md and https://example.org/work/b, cwd /workspace")],
     },
     Rule {
-        name: "only attach/mod.rs matches over all kinds of devices",
+        name: "outside the configuration, only attach/mod.rs matches over all kinds of devices",
         why: "a new kind is a wire struct, a configuration, an attach file and one match arm",
-        about: |file| file.is_in("vmm/src") && file.path != "vmm/src/machine/attach/mod.rs",
+        about: |file| {
+            let knows_all = file.is_in("vmm/src/config") || file.path == "vmm/src/machine/attach/mod.rs";
+            file.is_in("vmm/src") && !knows_all
+        },
         finds: Finds::Other(matches_over_devices),
         catches: &[(
             "vmm/src/machine/hotplug.rs",
@@ -282,7 +288,7 @@ pub const RULES: &[Rule] = &[
         passes: &[
             ("vmm/src/machine/hotplug.rs", "//! A.\nif let DeviceConfig::Disk(disk) = device { a(disk) }"),
             (
-                "vmm/src/config/wire.rs",
+                "vmm/src/layout/mod.rs",
                 "//! A.\nlet all = [DeviceConfig::Disk(d), DeviceConfig::Net(n), DeviceConfig::Rng(r), \
                  DeviceConfig::Console(c)];",
             ),
@@ -404,9 +410,12 @@ fn too_long(file: &File) -> Vec<Finding> {
 fn machine_paths(file: &File) -> Vec<Finding> {
     let begins_path =
         |before: Option<char>| before.is_none_or(|c| !c.is_alphanumeric() && !"/._-".contains(c));
+    let checkout = env!("CARGO_MANIFEST_DIR").trim_end_matches("tests");
+    // A checkout in the root folder has no path that would say anything.
+    let folders = ["/work/", "/root/", checkout].into_iter().filter(|folder| folder.len() > 1);
     let mut found = vec![];
-    for (line, text) in (1..).zip(file.text.lines()) {
-        for folder in ["/work/", "/root/", "/home/"] {
+    for folder in folders {
+        for (line, text) in (1..).zip(file.text.lines()) {
             let hits =
                 text.match_indices(folder).filter(|(at, _)| begins_path(text[..*at].chars().next_back()));
             found.extend(hits.map(|_| Finding { line, what: format!("a path in {folder}") }));

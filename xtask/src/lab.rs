@@ -31,12 +31,16 @@ pub fn run(args: &[String]) -> Result<ExitCode, String> {
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// The step `lab`.
-pub fn tests(workspace: &Workspace, tally: &mut Tally) {
+/// The step `labkit`.
+pub fn own_tests(workspace: &Workspace, tally: &mut Tally) {
     let own = workspace
         .program("python3")
         .words("-B -m unittest discover -v -s tests/lab/labkit/tests -t tests/lab");
     tally.tests("the lab's own tests", || read_unittest(&own.run()));
+}
+
+/// The step `lab`.
+pub fn suites(workspace: &Workspace, tally: &mut Tally) {
     let suites = match names_of_suites(workspace) {
         Ok(names) => names,
         Err(reason) => return tally.check("suites", || Verdict::Failed(reason)),

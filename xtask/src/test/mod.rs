@@ -24,12 +24,22 @@ pub use tally::{Tally, TestRun, Verdict};
 struct Step {
     name: &'static str,
     about: &'static str,
-    /// Part of `--quick`.
-    quick: bool,
+    when: When,
     /// Its tests run guests on the host's KVM.
     kvm: bool,
     tools: &'static [Tool],
     run: fn(&Workspace, &mut Tally),
+}
+
+/// Which runs a step is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// Every run, `--quick` too.
+    Always,
+    /// Those without `--quick`.
+    Whole,
+    /// Only those that name it; a whole run counts it as skipped and says so.
+    Named,
 }
 
 /// In the order they run: what fails soonest comes first.
@@ -37,7 +47,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "fmt",
         about: "formatting",
-        quick: true,
+        when: When::Always,
         kvm: false,
         tools: install::TOOLCHAIN,
         run: lint::fmt,
@@ -45,7 +55,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "deny",
         about: "licences, sources, duplicates and advisories of the dependencies",
-        quick: true,
+        when: When::Always,
         kvm: false,
         tools: install::DENY,
         run: lint::deny,
@@ -53,7 +63,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "clippy",
         about: "lints, over all targets and every combination of the hypervisor features",
-        quick: true,
+        when: When::Always,
         kvm: false,
         tools: install::TOOLCHAIN,
         run: lint::clippy,
@@ -61,7 +71,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "docs",
         about: "the API documentation builds without a warning",
-        quick: false,
+        when: When::Whole,
         kvm: false,
         tools: &[],
         run: lint::docs,
@@ -69,7 +79,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "build",
         about: "release binaries and the test guest",
-        quick: false,
+        when: When::Whole,
         kvm: false,
         tools: &[],
         run: runs::build,
@@ -77,7 +87,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "tests",
         about: "unit, property and integration tests, and the examples in the documentation",
-        quick: true,
+        when: When::Always,
         kvm: true,
         tools: install::TESTS,
         run: runs::tests,
@@ -85,7 +95,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "loom",
         about: "every interleaving of the published wiring's readers and writer",
-        quick: false,
+        when: When::Whole,
         kvm: false,
         tools: install::TESTS,
         run: runs::loom,
@@ -93,7 +103,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "fuzz",
         about: "each fuzz target, from its seeds, for a few seconds",
-        quick: false,
+        when: When::Whole,
         kvm: false,
         tools: install::FUZZ,
         run: fuzz::smoke,
@@ -101,18 +111,26 @@ const STEPS: &[Step] = &[
     Step {
         name: "bench",
         about: "the benchmarks compile",
-        quick: false,
+        when: When::Whole,
         kvm: false,
         tools: &[],
         run: runs::bench,
     },
     Step {
-        name: "lab",
-        about: "tests that need a whole host: stock Linux guests, vhost, VFIO, migration",
-        quick: false,
+        name: "labkit",
+        about: "the program that builds and starts the lab",
+        when: When::Whole,
         kvm: false,
         tools: install::LAB,
-        run: lab::tests,
+        run: lab::own_tests,
+    },
+    Step {
+        name: "lab",
+        about: "stock Linux guests in a whole host, in software emulation: most of an hour, if named",
+        when: When::Named,
+        kvm: false,
+        tools: install::LAB,
+        run: lab::suites,
     },
 ];
 
@@ -135,8 +153,16 @@ pub fn run(args: &[String]) -> Result<ExitCode, String> {
             }
         }
     }
-    let chosen = |step: &&Step| (named.is_empty() && (step.quick || !quick)) || named.contains(&step.name);
-    execute(&workspace, &STEPS.iter().filter(chosen).collect::<Vec<_>>())
+    let wanted = |step: &Step| match step.when {
+        _ if !named.is_empty() => named.contains(&step.name),
+        When::Always => true,
+        When::Whole => !quick,
+        When::Named => false,
+    };
+    let (chosen, others): (Vec<&Step>, Vec<&Step>) = STEPS.iter().partition(|step| wanted(step));
+    // Who names steps or asks for a quick run knows what is left out.
+    let whole = named.is_empty() && !quick;
+    execute(&workspace, &chosen, if whole { &others } else { &[] })
 }
 
 /// `cargo xtask lint`.
@@ -152,7 +178,8 @@ pub fn list_of_steps() -> String {
     STEPS.iter().map(|step| format!("  {:<8} {}\n", step.name, step.about)).collect()
 }
 
-fn execute(workspace: &Workspace, steps: &[&Step]) -> Result<ExitCode, String> {
+/// Runs `steps`, and counts `left_out` as skipped.
+fn execute(workspace: &Workspace, steps: &[&Step], left_out: &[&Step]) -> Result<ExitCode, String> {
     if !workspace.without_kvm && steps.iter().any(|step| step.kvm) {
         kvm::check().map_err(|message| {
             format!("{message}\nTo run only what needs no KVM: cargo xtask test --without-kvm")
@@ -166,6 +193,11 @@ fn execute(workspace: &Workspace, steps: &[&Step]) -> Result<ExitCode, String> {
     for step in steps {
         tally.begin(step.name);
         (step.run)(workspace, &mut tally);
+    }
+    for step in left_out {
+        tally.begin(step.name);
+        let reason = format!("not part of an ordinary run: cargo xtask test {}", step.name);
+        tally.check("all", || Verdict::Skipped(reason));
     }
     Ok(tally.conclude(started.elapsed()))
 }
