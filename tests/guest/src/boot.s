@@ -134,7 +134,7 @@ service_call:
 .globl stub_undefined
 stub_undefined:
     cmpq $service_call, (%rsp)
-    jne fault_stubs + 32 * 6
+    jne fault_stubs + 16 * 6
     addq $2, (%rsp)
     jmp *services(,%rax,8)
 service_halt:                           # unless the word at rsi is no longer rdi; interrupts are off up to hlt
@@ -179,7 +179,7 @@ service_triple_fault:
 interrupt_stubs_x2apic:
 .set vector, 0
 .rept 256
-    .balign 32
+    .balign 16
     lock incq interrupt_counts + 8 * vector
     jmp eoi_x2apic
     .set vector, vector + 1
@@ -202,7 +202,7 @@ eoi_x2apic:
 interrupt_stubs_xapic:
 .set vector, 0
 .rept 256
-    .balign 32
+    .balign 16
     lock incq interrupt_counts + 8 * vector
     jmp eoi_xapic
     .set vector, vector + 1
@@ -232,7 +232,7 @@ stub_spurious:
 fault_stubs:
 .set vector, 0
 .rept 32
-    .balign 32
+    .balign 16
     .if !((vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30))
     push $0
     .endif

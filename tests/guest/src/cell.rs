@@ -1,8 +1,10 @@
-//! `BootCell`: a static that the boot processor alone uses.
+//! Memory that the boot processor alone uses: statics (`BootCell`) and tables on the heap.
 
-#![expect(unsafe_code, reason = "a static that only one processor touches needs a Sync promise")]
+#![expect(unsafe_code, reason = "raw memory becomes values that one processor uses")]
 
 use core::cell::UnsafeCell;
+
+use crate::memory::{Memory, MemoryError};
 
 /// A static value of which the boot processor's program is the only user.
 pub struct BootCell<T>(UnsafeCell<T>);
@@ -25,4 +27,17 @@ impl<T> BootCell<T> {
         // SAFETY: the caller calls this once, so this is the only reference.
         unsafe { &mut *self.0.get() }
     }
+}
+
+/// Returns a table of `len` empty places on the heap, for ever. Not a static, so that the image does not carry it.
+pub fn table<T>(memory: &mut Memory, len: usize) -> Result<&'static mut [Option<T>], MemoryError> {
+    let len_bytes = (len * size_of::<Option<T>>()) as u64;
+    let address = memory.allocate_raw(len_bytes, align_of::<Option<T>>() as u64)?;
+    let first = core::ptr::with_exposed_provenance_mut::<Option<T>>(usize::try_from(address).unwrap_or(0));
+    for index in 0..len {
+        // SAFETY: the place is inside memory that the heap gave out just now, for nobody else.
+        unsafe { first.wrapping_add(index).write(None) };
+    }
+    // SAFETY: all `len` places were written, and this is the only reference to them.
+    Ok(unsafe { core::slice::from_raw_parts_mut(first, len) })
 }

@@ -100,6 +100,12 @@ pub fn read(address: u64, width: Width) -> u64 {
     value
 }
 
+/// Reads a 16-bit word.
+#[expect(clippy::cast_possible_truncation, reason = "a word is read")]
+pub fn read_word(address: u64) -> u16 {
+    read(address, Width::Word) as u16
+}
+
 /// Writes `width` at an address that is mapped: memory that no Rust value lives in, or a device's register.
 #[inline]
 pub fn write(address: u64, width: Width, value: u64) {

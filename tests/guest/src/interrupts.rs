@@ -18,7 +18,7 @@ const VECTOR_NMI: u8 = 2;
 const VECTOR_UNDEFINED: u8 = 6;
 const VECTOR_SPURIOUS: u8 = 0xff;
 const FIRST_INTERRUPT: u8 = 32;
-const STUB_BYTES: u64 = 32;
+const STUB_BYTES: u64 = 16;
 
 /// Fills in the faults, and with them the services of ring 0.
 pub fn setup_faults() {

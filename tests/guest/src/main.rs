@@ -24,3 +24,4 @@ mod runtime;
 mod serial;
 mod smp;
 mod start_info;
+mod virtio;

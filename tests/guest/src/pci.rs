@@ -10,12 +10,17 @@ use crate::memory::{Memory, MemoryError};
 
 const MAX_WINDOWS: usize = 16;
 
-const COMMAND: u16 = 0x04;
-const COMMAND_MEMORY: u64 = 1 << 1;
+pub const COMMAND: u16 = 0x04;
+pub const COMMAND_MEMORY: u64 = 1 << 1;
+pub const COMMAND_MASTER: u64 = 1 << 2;
+pub const COMMAND_NO_INTX: u64 = 1 << 10;
 const CLASS: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0e;
 const BAR0: u16 = 0x10;
 const SECONDARY_BUS: u16 = 0x19;
+const CAPABILITIES: u16 = 0x34;
+const STATUS: u16 = 0x06;
+const STATUS_CAPABILITIES: u64 = 1 << 4;
 
 /// Segment, bus, device and function, as `test_guest::orders::bdf` packs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +243,26 @@ impl Pci {
         self.write(bdf, COMMAND, Width::Word, command & !COMMAND_MEMORY);
         self.set_bar(bdf, bar, address);
         self.write(bdf, COMMAND, Width::Word, command);
+    }
+
+    /// Returns the offsets of the capabilities with this ID.
+    pub fn capabilities(&self, bdf: Bdf, id: u64) -> impl Iterator<Item = u16> {
+        const MAX_CAPABILITIES: u32 = 48;
+        let has_list = self.read(bdf, STATUS, Width::Word) & STATUS_CAPABILITIES != 0;
+        let mut next = if has_list { self.read(bdf, CAPABILITIES, Width::Byte) & 0xfc } else { 0 };
+        let mut left = MAX_CAPABILITIES;
+        core::iter::from_fn(move || {
+            while next != 0 && left > 0 {
+                let at = u16::try_from(next).unwrap_or(0);
+                let header = self.read(bdf, at, Width::Word);
+                next = header >> 8 & 0xfc;
+                left -= 1;
+                if header & 0xff == id {
+                    return Some(at);
+                }
+            }
+            None
+        })
     }
 
     /// Gives each memory BAR that has no address one from a window, from the front, and lets its function decode it.

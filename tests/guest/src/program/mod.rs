@@ -6,10 +6,13 @@
 #![expect(unsafe_code, reason = "entered from assembly")]
 
 mod background;
+mod block_orders;
 mod machine;
 mod memory_orders;
+mod net_orders;
 mod registers;
 mod reply;
+mod virtio_orders;
 
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
@@ -24,6 +27,7 @@ use crate::memory::Memory;
 use crate::pci::Pci;
 use crate::serial::Serial;
 use crate::start_info::StartInfo;
+use crate::virtio::Virtio;
 use crate::{apic, cpu, interrupts, io_apic, jobs, smp};
 
 /// Version of the orders, raised when one changes its meaning.
@@ -53,6 +57,8 @@ struct Program {
     acpi: Acpi,
     pci: Pci,
     clock: Clock,
+    virtio: Virtio,
+    scratch: Option<u64>,
     nonce: u64,
     reply: &'static mut Reply,
 }
@@ -99,6 +105,7 @@ impl Program {
         let serial_interrupts =
             acpi.io_apic.is_some_and(|address| io_apic::route_serial(&mut memory, address));
         let pci = Pci::new(&mut memory, &acpi);
+        let virtio = Virtio::new(&mut memory).ok()?;
         let nonce = cpu::random();
         let _ = writeln!(
             serial,
@@ -108,7 +115,19 @@ impl Program {
             cpu::tsc()
         );
         let clock = Clock::new();
-        Some(Self { serial, serial_interrupts, memory, start_info, acpi, pci, clock, nonce, reply })
+        Some(Self {
+            serial,
+            serial_interrupts,
+            memory,
+            start_info,
+            acpi,
+            pci,
+            clock,
+            virtio,
+            scratch: None,
+            nonce,
+            reply,
+        })
     }
 
     /// Takes orders from the serial port, for ever.
@@ -232,6 +251,29 @@ impl Program {
             "interrupts" => self.interrupts(words)?,
             "spin" => self.spin(words)?,
             "ioexit" => self.ioexit(words)?,
+
+            "virtio" => self.virtio(words)?,
+            "vinit" => self.vinit(words)?,
+            "vreset" => self.vreset(words)?,
+            "vqueue-state" => self.vqueue_state(words)?,
+            "vkick" => self.vkick(words)?,
+            "vmask" => self.vmask(words)?,
+            "vconfig" => self.vconfig(words)?,
+            "vcheck" => self.vcheck(words)?,
+            "vrng" => self.vrng(words)?,
+            "vblk-read" => self.vblk_read(words)?,
+            "vblk-write" => self.vblk_write(words)?,
+            "vblk-flush" => self.vblk_flush(words)?,
+            "vblk-id" => self.vblk_id(words)?,
+            "vblk-discard" => self.vblk_range(words, false)?,
+            "vblk-zero" => self.vblk_range(words, true)?,
+            "vblk-submit" => self.vblk_submit(words)?,
+            "vblk-wait" => self.vblk_wait(words)?,
+            "vblk-bench" => self.vblk_bench(words)?,
+            "vnet-tx" => self.vnet_tx(words)?,
+            "vnet-rx" => self.vnet_rx(words)?,
+            "vcon-write" => self.vcon_write(words)?,
+            "vcon-read" => self.vcon_read(words)?,
 
             "exit" => {
                 let code = words.narrow("CODE")?;

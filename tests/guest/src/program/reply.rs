@@ -5,6 +5,7 @@ use core::fmt::{self, Write};
 use test_guest::orders::Malformed;
 
 use crate::memory::MemoryError;
+use crate::virtio::DeviceError;
 
 /// Longest reply in bytes.
 const REPLY_MAX: usize = 16384;
@@ -14,6 +15,7 @@ const REPLY_MAX: usize = 16384;
 pub enum OrderError {
     Malformed(Malformed),
     Memory(MemoryError),
+    Device(DeviceError),
     Unknown,
     Refused(&'static str),
 }
@@ -23,6 +25,7 @@ impl fmt::Display for OrderError {
         match self {
             Self::Malformed(error) => error.fmt(f),
             Self::Memory(error) => error.fmt(f),
+            Self::Device(error) => error.fmt(f),
             Self::Unknown => f.write_str("no such order"),
             Self::Refused(reason) => f.write_str(reason),
         }
@@ -38,6 +41,12 @@ impl From<Malformed> for OrderError {
 impl From<MemoryError> for OrderError {
     fn from(error: MemoryError) -> Self {
         Self::Memory(error)
+    }
+}
+
+impl From<DeviceError> for OrderError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
     }
 }
 
