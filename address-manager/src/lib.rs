@@ -23,6 +23,8 @@ pub mod memory;
 pub mod publish;
 pub mod report;
 pub mod slots;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transaction;
 pub mod window;
 pub mod wiring;

@@ -137,7 +137,7 @@ impl AddressManager {
     pub fn add_listener(&self, listener: Arc<dyn WiringListener>) -> Result<ListenerId, ListenerError> {
         let mut listeners = self.listeners.lock();
         let kernel = Arc::clone(&self.state.lock().kernel);
-        let change = WiringChange::whole(&kernel, &self.memory.latest().0, listener.interest());
+        let change = WiringChange::whole(&kernel, &self.memory.latest(), listener.interest());
         if !change.is_empty() {
             listener.start(&change)?;
             if let Err(error) = listener.finish() {

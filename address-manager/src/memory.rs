@@ -132,7 +132,7 @@ impl MemoryHandle {
 
     /// The view of now.
     pub fn view(&self) -> Arc<GuestMemoryView> {
-        self.publication.latest().0
+        self.publication.latest()
     }
 }
 

@@ -12,6 +12,10 @@
 //!            step 3:   place[g % 2]     <- table g+1       readers look at place[(g+1) % 2]
 //! ```
 //!
+//! A reader that loaded a generation and was held up may find a later table in its place, even one
+//! whose generation is not stored yet. So each table carries its generation, and a reader never goes
+//! back from the one that it has.
+//!
 //! Step 3 lets go of the old table at once, so that memory which was unplugged is not held until
 //! the next publication. Readers that have not looked since still hold it.
 //!
@@ -24,17 +28,29 @@ use self::primitives::{AtomicU64, Lock, Ordering, Place, pause};
 
 /// A table and its generation. See the module's text.
 pub struct Publication<T> {
-    places: [Place<Arc<T>>; 2],
+    places: [Place<Numbered<T>>; 2],
     generation: AtomicU64,
     publishing: Lock<()>,
+}
+
+/// A table, and the generation that it is published as.
+struct Numbered<T> {
+    table: Arc<T>,
+    generation: u64,
+}
+
+impl<T> Clone for Numbered<T> {
+    fn clone(&self) -> Self {
+        Self { table: Arc::clone(&self.table), generation: self.generation }
+    }
 }
 
 impl<T> Publication<T> {
     /// The first table.
     pub fn new(first: T) -> Arc<Self> {
-        let first = Arc::new(first);
+        let first = Numbered { table: Arc::new(first), generation: 0 };
         Arc::new(Self {
-            places: [Place::new(Arc::clone(&first)), Place::new(first)],
+            places: [Place::new(first.clone()), Place::new(first)],
             generation: AtomicU64::new(0),
             publishing: Lock::new(()),
         })
@@ -45,26 +61,31 @@ impl<T> Publication<T> {
     pub fn publish(&self, table: Arc<T>) {
         let _serialised = self.publishing.lock();
         let now = self.generation.load(Ordering::Relaxed);
-        let then = now.wrapping_add(1);
-        self.place(then).put(Arc::clone(&table));
+        let then = now + 1;
+        let numbered = Numbered { table, generation: then };
+        self.place(then).put(numbered.clone());
         // Pairs with the acquire in `latest`: who sees this generation finds its table in place.
         self.generation.store(then, Ordering::Release);
-        self.place(now).put(table);
+        self.place(now).put(numbered);
     }
 
-    fn place(&self, generation: u64) -> &Place<Arc<T>> {
+    fn place(&self, generation: u64) -> &Place<Numbered<T>> {
         let [even, odd] = &self.places;
         if generation & 1 == 0 { even } else { odd }
     }
 
-    /// The table that is published now, and its generation or an earlier one.
-    pub fn latest(&self) -> (Arc<T>, u64) {
+    /// The table that is published now.
+    pub fn latest(&self) -> Arc<T> {
+        self.numbered().table
+    }
+
+    fn numbered(&self) -> Numbered<T> {
         loop {
             let generation = self.generation.load(Ordering::Acquire);
             // A place is written only after the generation left it, so a failure means that a
             // newer one is published: look again.
-            if let Some(table) = self.place(generation).try_get() {
-                return (table, generation);
+            if let Some(numbered) = self.place(generation).try_get() {
+                return numbered;
             }
             pause();
         }
@@ -72,8 +93,7 @@ impl<T> Publication<T> {
 
     /// A new reader, which has seen the table of now.
     pub fn reader(self: &Arc<Self>) -> Reader<T> {
-        let (table, seen) = self.latest();
-        Reader { publication: Arc::clone(self), table, seen }
+        Reader { publication: Arc::clone(self), seen: self.numbered() }
     }
 }
 
@@ -86,30 +106,30 @@ impl<T> fmt::Debug for Publication<T> {
 /// One thread's view of a [`Publication`].
 pub struct Reader<T> {
     publication: Arc<Publication<T>>,
-    table: Arc<T>,
-    seen: u64,
+    seen: Numbered<T>,
 }
 
 impl<T> Reader<T> {
     /// The published table.
     #[inline]
     pub fn get(&mut self) -> &Arc<T> {
-        if self.publication.generation.load(Ordering::Acquire) != self.seen {
-            (self.table, self.seen) = self.publication.latest();
+        // Usually equal. Less when the table was found before its generation was stored.
+        if self.publication.generation.load(Ordering::Acquire) > self.seen.generation {
+            self.seen = self.publication.numbered();
         }
-        &self.table
+        &self.seen.table
     }
 }
 
 impl<T> Clone for Reader<T> {
     fn clone(&self) -> Self {
-        Self { publication: Arc::clone(&self.publication), table: Arc::clone(&self.table), seen: self.seen }
+        Self { publication: Arc::clone(&self.publication), seen: self.seen.clone() }
     }
 }
 
 impl<T> fmt::Debug for Reader<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("seen", &self.seen).finish_non_exhaustive()
+        f.debug_struct("Reader").field("seen", &self.seen.generation).finish_non_exhaustive()
     }
 }
 

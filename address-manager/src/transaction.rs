@@ -230,7 +230,7 @@ impl<'m> Transaction<'m> {
         let Staged { wiring, memory, .. } = &mut *staged;
         let made = memory.get_or_insert_with(|| {
             if Arc::ptr_eq(&wiring.slots, &self.live.slots) {
-                self.turn.manager().memory.latest().0
+                self.turn.manager().memory.latest()
             } else {
                 Arc::new(view_of(wiring))
             }

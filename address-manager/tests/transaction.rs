@@ -1,12 +1,13 @@
 //! One transaction from end to end, through the public interface.
 
-mod support;
+use std::{convert::Infallible, error::Error, sync::Arc};
 
-use std::sync::Arc;
-
-use address_manager::{Arm, Conflict, IoSpace, Wired};
+use address_manager::{
+    AddressManager, Arm, CommitError, CommitReport, Conflict, IoSpace, Owner, Step, Window, WindowKind,
+    Windows, Wired,
+    testing::{Noted, PAGE, doorbell, event, handler, host, irqfd, manager, msi, ram},
+};
 use hypervisor::fake::{Call, Fault};
-use support::{Noted, PAGE, doorbell, event, handler, host, irqfd, manager, msi, ram};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Two pieces of memory that are one, a device with two doorbells of which one is late, and an
@@ -99,4 +100,138 @@ fn a_failing_step_is_named_and_undone() {
     assert!(Arc::ptr_eq(&live, &manager.live()));
     assert_eq!(vm.wiring_state(), kernel);
     assert_eq!(manager.totals().failed, 1);
+}
+
+#[test]
+fn what_cannot_be_undone_is_named_and_ends_all_changes() {
+    let (manager, vm) = manager();
+    // The third call fails, and so does every call of the way back.
+    vm.inject(Fault::WiringFrom(2));
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    let error = tx.commit().unwrap_err();
+    vm.recorder().clear_fault();
+    let CommitError::Apply(apply) = &error else { panic!("{error}") };
+    assert_eq!(apply.step, Step::AddIrqfd { gsi: 24 });
+    let steps: Vec<String> = apply.undo_failures.iter().map(|failure| failure.step.to_string()).collect();
+    assert_eq!(steps, ["write the routing table of 0 entries", "remove slot 0 (0x0+0x8000)"]);
+    assert!(error.to_string().starts_with(
+        "cannot connect the irqfd of GSI 24 (and then, going back, cannot write the routing table of 0 entries: "
+    ));
+    assert!(error.to_string().ends_with("; and 1 more)"));
+
+    let error = manager.begin().commit().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the wiring is damaged: an earlier commit cannot write the routing table of 0 entries while going back"
+    );
+}
+
+#[test]
+fn more_slots_than_there_are_is_seen_before_anything_is_done() {
+    let vm = hypervisor::fake::FakeVm::new();
+    let manager = AddressManager::new(Arc::clone(&vm) as Arc<dyn hypervisor::Vm>, 2, Windows::new());
+    let tx = manager.begin();
+    for page in [0, 2, 4] {
+        tx.add_slot(ram(page, 1, &host(1), 0)).unwrap();
+    }
+    assert!(matches!(tx.commit().unwrap_err(), CommitError::Slots(_)));
+    assert!(vm.recorder().is_empty());
+    // Nothing is damaged.
+    let tx = manager.begin();
+    tx.add_slot(ram(0, 1, &host(1), 0)).unwrap();
+    tx.commit().unwrap();
+}
+
+#[test]
+fn the_step_after_the_slots_comes_after_the_slots() {
+    let (manager, vm) = manager();
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    let report = tx
+        .commit_with(|| {
+            let calls = vm.recorder().wiring_calls();
+            assert!(matches!(calls.as_slice(), [Call::SetSlot(_)]), "{calls:?}");
+            Ok::<(), Infallible>(())
+        })
+        .unwrap();
+    assert!(report.hook_ns > 0);
+    let shown = report.to_string();
+    assert!(shown.contains("step after slots") && shown.contains("doorbells added"), "{shown}");
+}
+
+#[test]
+fn the_step_after_the_slots_fails() {
+    let (manager, vm) = manager();
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    let error = tx.commit_with(|| Err(std::io::Error::other("no irqchip"))).unwrap_err();
+    assert_eq!(error.to_string(), "the step after the memory slots failed");
+    assert_eq!(error.source().unwrap().to_string(), "no irqchip");
+    assert!(vm.wiring_state().slots.is_empty());
+    assert_eq!(manager.live().slots().count(), 0);
+}
+
+#[test]
+fn a_failed_move_leaves_the_allocator_as_it_was() {
+    let (manager, vm) = manager();
+    let (window, owner) = (Window::new(WindowKind::Mmio32, 0), Owner::from("disk0"));
+    let notify = event();
+    let bar = |base: u64| Wired { doorbells: vec![doorbell(base, &notify)], ..Wired::default() };
+    let tx = manager.begin();
+    let base = tx.allocate(window, 0x4000, 0x4000, &owner).unwrap();
+    tx.add(&bar(base)).unwrap();
+    tx.commit().unwrap();
+    let before = manager.windows();
+
+    let move_it = || {
+        let tx = manager.begin();
+        tx.release(window, base, &owner).unwrap();
+        tx.reserve(window, base + 0x1_0000, 0x4000, &owner).unwrap();
+        tx.replace(&bar(base), bar(base + 0x1_0000)).unwrap();
+        tx
+    };
+    vm.inject(Fault::Wiring(1));
+    assert!(move_it().commit().is_err());
+    vm.recorder().clear_fault();
+    assert_eq!(manager.windows(), before);
+    assert_eq!(vm.wiring_state().doorbells[0].doorbell.address, base);
+    drop(move_it());
+    assert_eq!(manager.windows(), before);
+    move_it().commit().unwrap();
+    assert_ne!(manager.windows(), before);
+}
+
+#[test]
+fn late_doorbells_are_armed_bit_by_bit() {
+    let (manager, vm) = manager();
+    let tx = manager.begin();
+    for queue in 0..5 {
+        let late = address_manager::Doorbell { arm: Arm::Late, ..doorbell(queue * 4, &event()) };
+        tx.add_doorbell(late).unwrap();
+    }
+    assert_eq!(tx.commit().unwrap().doorbells_late, 5);
+    let mut armed = Vec::new();
+    while manager.live().late_doorbells() != 0 {
+        let tx = manager.begin();
+        armed.push(tx.arm_late(2));
+        tx.commit().unwrap();
+    }
+    assert_eq!(armed, [2, 2, 1]);
+    assert_eq!(vm.wiring_state().doorbells.len(), 5);
+    assert_eq!(manager.totals().operations.kernel_calls(), 5);
+}
+
+/// What a report looks like to the API: one flat object.
+#[test]
+fn a_report_is_plain_data() {
+    let (manager, _vm) = manager();
+    let tx = manager.begin_labelled("restore");
+    tx.add(&device()).unwrap();
+    let report = tx.commit().unwrap();
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["label"], "restore");
+    assert_eq!(json["slots_added"]["count"], 1);
+    assert_eq!(json["routing_entries"], 1);
+    assert_eq!(serde_json::from_value::<CommitReport>(json).unwrap(), report);
 }

@@ -156,8 +156,8 @@ impl Commit<'_> {
         let since = Instant::now();
         let Tables { dispatch, memory } = after;
         let before = Tables {
-            dispatch: dispatch.is_some().then(|| self.manager.dispatch.latest().0),
-            memory: Some(self.manager.memory.latest().0),
+            dispatch: dispatch.is_some().then(|| self.manager.dispatch.latest()),
+            memory: Some(self.manager.memory.latest()),
         };
         self.put(after);
         let count = usize::from(dispatch.is_some()) + usize::from(memory.is_some());
@@ -188,7 +188,7 @@ impl Commit<'_> {
         report: &mut CommitReport,
     ) -> Result<(), ApplyError> {
         let since = Instant::now();
-        let memory = self.manager.memory.latest().0;
+        let memory = self.manager.memory.latest();
         let memory_before = before.memory.as_ref().unwrap_or(&memory);
         let change_of = |listener: &dyn WiringListener, is_known| {
             if is_known {
@@ -243,7 +243,7 @@ impl Commit<'_> {
         let mut state = self.manager.state.lock();
         state.totals.failed += 1;
         if let Some(first) = error.undo_failures().first() {
-            state.damage = Some(format!("cannot {}", first.step));
+            state.damage = Some(format!("an earlier commit cannot {} while going back", first.step));
         }
     }
 }

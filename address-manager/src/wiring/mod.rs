@@ -97,6 +97,17 @@ impl Wiring {
         self.irq_events.values()
     }
 
+    /// All pieces in one value.
+    pub fn pieces(&self) -> Wired {
+        Wired {
+            slots: self.slots().cloned().collect(),
+            handlers: self.handlers().cloned().collect(),
+            doorbells: self.doorbells().cloned().collect(),
+            routes: self.routes().cloned().collect(),
+            irq_events: self.irq_events().cloned().collect(),
+        }
+    }
+
     /// The handler whose range holds an address.
     pub fn handler_at(&self, space: IoSpace, address: u64) -> Option<&HandlerRange> {
         let below = self.handlers.range((space, 0)..=(space, address)).next_back();

@@ -1,18 +1,27 @@
-//! What the tests of this crate share: pieces of wiring by short names, and a manager on the fake
-//! back end.
+//! What tests, benchmarks and fuzz targets share: pieces of wiring by short names, a naive model of
+//! the wiring, and a player that runs a byte string as operations on both (feature `testing`).
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "for tests: whatever fails here must stop them")]
+
+mod naive;
+mod play;
+
+pub use self::{
+    naive::Naive,
+    play::{Played, play},
+};
 
 use std::sync::Arc;
 
-use address_manager::{
-    AddressManager, Arm, Doorbell, DoorbellSpec, Handler, HandlerRange, IoSpace, IrqEvent, MsiMessage, Owner,
-    Route, RouteTarget, Slot, SlotFlags, SlotRole, Window, WindowKind, Windows,
-};
 use hypervisor::fake::FakeVm;
 use parking_lot::Mutex;
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::{
+    AddressManager, Arm, Doorbell, DoorbellSpec, Handler, HandlerRange, IoSpace, IrqEvent, MsiMessage, Owner,
+    Route, RouteTarget, Slot, SlotFlags, SlotRole, Window, WindowKind, Windows,
+};
 
 /// Bytes in a page.
 pub const PAGE: u64 = 0x1000;
@@ -35,13 +44,16 @@ pub fn ram(base: u64, pages: u64, mapping: &Arc<MmapRegion>, offset: u64) -> Slo
     }
 }
 
+/// What a [`Noted`] handler was asked: the offset, and the data where it was a write.
+pub type Access = (u64, Option<Vec<u8>>);
+
 /// A handler that remembers what it was asked, and answers with its number.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Noted {
     /// What every byte that is read has.
     pub number: u8,
-    /// Reads and writes: offset, and data where written.
-    pub seen: Mutex<Vec<(u64, Option<Vec<u8>>)>>,
+    /// All accesses, in order.
+    pub seen: Mutex<Vec<Access>>,
 }
 
 impl Noted {
