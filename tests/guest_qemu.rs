@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use cumulet_tests::guest::{self, number};
@@ -44,6 +46,9 @@ under_both! {
     drives_queues_without_interrupts => drives_queues_without_interrupts;
     drives_entropy_and_console => drives_entropy_and_console;
     keeps_320_queues_live => keeps_320_queues_live;
+    stresses_a_disk => stresses_a_disk;
+    answers_on_the_network => answers_on_the_network;
+    lives_on_after_a_restore => lives_on_after_a_restore;
     shuts_down => shuts_down;
     reports_faults => reports_faults;
 }
@@ -427,6 +432,164 @@ fn keeps_320_queues_live(accel: Accel) {
     let left = guest::field(&guest.console.ok("mem"), "heap_left");
     guest.console.ok("vinit 00:01.0");
     assert_eq!(guest::field(&guest.console.ok("mem"), "heap_left"), left);
+}
+
+fn stresses_a_disk(accel: Accel) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = disk(directory.path());
+    let mut guest = boot_with_pci(accel, &disk.each_ref().map(String::as_str));
+    let console = &mut guest.console;
+    for options in ["", "packed event-idx"] {
+        console.ok(&format!("vinit 00:04.0 {options}"));
+        console.ok("vstress start 00:04.0 1 5");
+        while guest::field(&console.ok("vstress"), "rounds") < 100 {}
+        assert!(console.order("vblk-wait 00:04.0 1").is_err());
+        assert!(console.order("vcheck").is_err());
+        let end = console.ok("vstress stop");
+        assert!(end.ends_with(" in_flight=0 bad_status=0 bad_data=0"), "{end}");
+        assert!(console.ok("vcheck").starts_with("asked=3 answered=3 "));
+    }
+    // The comparison finds what it is made to find: a block that somebody else overwrites.
+    console.ok("vstress start 00:04.0 1 5");
+    console.ok("fill 0x2000000 1M 1");
+    while guest::field(&console.ok("vstress"), "bad_data") == 0 {
+        for chunk in 0..16 {
+            console.ok(&format!("vblk-write 00:04.0 0 {} 2048 0x2000000", 2048 * chunk));
+        }
+    }
+}
+
+/// The other end of a network device's wire: frames, each after its length (QEMU's stream network).
+struct Wire(UnixStream);
+
+impl Wire {
+    fn send(&mut self, frame: &[u8]) {
+        let len = u32::try_from(frame.len()).expect("a frame");
+        self.0.write_all(&len.to_be_bytes()).expect("QEMU listens");
+        self.0.write_all(frame).expect("QEMU listens");
+    }
+
+    fn receive(&mut self) -> Vec<u8> {
+        let mut len = [0; 4];
+        self.0.read_exact(&mut len).expect("QEMU sends");
+        let mut frame = vec![0; usize::try_from(u32::from_be_bytes(len)).expect("a length")];
+        self.0.read_exact(&mut frame).expect("QEMU sends");
+        frame
+    }
+}
+
+/// The Internet checksum (RFC 1071).
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("16 bits")
+}
+
+fn answers_on_the_network(accel: Accel) {
+    const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+    const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 9, 9, 9];
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("wire");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let netdev = format!("stream,id=wire,server=off,addr.type=unix,addr.path={}", path.display());
+    let device = "virtio-net-pci,netdev=wire,mac=52:54:00:01:02:03,addr=4";
+    let mut guest = boot_with_pci(accel, &["-netdev", &netdev, "-device", device]);
+    let console = &mut guest.console;
+    let mut wire = Wire(listener.accept().expect("QEMU connects").0);
+    console.ok("vinit 00:04.0 size 64");
+
+    // Raw frames, both ways.
+    let mut frame = [&HOST_MAC[..], &GUEST_MAC, &[0x88, 0xb5]].concat();
+    frame.extend(0..46);
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    console.ok(&format!("vnet-tx 00:04.0 0 {hex}"));
+    assert_eq!(wire.receive(), frame);
+    frame[..6].copy_from_slice(&GUEST_MAC);
+    wire.send(&frame);
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(console.ok("vnet-rx 00:04.0 0 10000"), hex);
+    assert_eq!(console.ok("vnet-rx 00:04.0 0"), "none");
+
+    // Who has 10.0.0.2?
+    console.ok("vnet-serve 00:04.0 10.0.0.2");
+    let arp = [0, 1, 8, 0, 6, 4, 0, 1];
+    let request =
+        [&[0xff; 6], &HOST_MAC[..], &[8, 6], &arp, &HOST_MAC, &[10, 0, 0, 1], &[0; 6], &[10, 0, 0, 2]];
+    wire.send(&request.concat());
+    let arp = [0, 1, 8, 0, 6, 4, 0, 2];
+    let reply =
+        [&HOST_MAC[..], &GUEST_MAC, &[8, 6], &arp, &GUEST_MAC, &[10, 0, 0, 2], &HOST_MAC, &[10, 0, 0, 1]];
+    assert_eq!(wire.receive(), reply.concat());
+
+    // More pings than the guest has buffers, so that each comes round.
+    let ethernet = [&GUEST_MAC[..], &HOST_MAC, &[8, 0]].concat();
+    for number in 0..100_u8 {
+        let mut icmp = vec![8, 0, 0, 0, 0x12, 0x34, 0, number];
+        icmp.extend((0..56).map(|byte: u8| byte.wrapping_mul(number)));
+        let sum = internet_checksum(&icmp);
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        let ip = [0x45, 0, 0, 84, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        wire.send(&[&ethernet[..], &ip, &icmp].concat());
+        let reply = wire.receive();
+        assert_eq!(reply[..12], [HOST_MAC, GUEST_MAC].concat());
+        assert_eq!(reply[26..34], [10, 0, 0, 2, 10, 0, 0, 1]);
+        let answer = &reply[34..];
+        assert_eq!((answer[0], internet_checksum(answer)), (0, 0), "ping {number}");
+        assert_eq!(answer[4..], icmp[4..]);
+    }
+    // A UDP datagram to the echo port, and one to another port, which nobody answers.
+    for (port, ip_to) in [(8, [10, 0, 0, 2]), (7, [10, 0, 0, 3]), (7, [10, 0, 0, 2])] {
+        let ip = [&[0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1][..], &ip_to].concat();
+        wire.send(&[&ethernet[..], &ip, &[0x30, 0x39, 0, port, 0, 12, 0, 0], b"echo"].concat());
+    }
+    let reply = wire.receive();
+    assert_eq!(reply[34..], [&[0, 7, 0x30, 0x39, 0, 12, 0, 0][..], b"echo"].concat());
+    assert_eq!(console.ok("vnet-serve"), "answered=102 ignored=2");
+    assert!(console.order("vnet-rx 00:04.0 0").is_err());
+    console.ok("vnet-serve stop");
+    assert!(console.ok("vcheck").starts_with("asked="));
+}
+
+fn lives_on_after_a_restore(accel: Accel) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let disk = disk(directory.path());
+    let disk = disk.each_ref().map(String::as_str);
+    let arguments = [&["-m", "128M", "-smp", "2", "-device", "virtio-rng-pci,addr=5"], &disk[..]].concat();
+    let machine = "microvm,pcie=on";
+    let (mut guest, mut monitor) =
+        Qemu::boot_with_monitor(accel, machine, &arguments, &path("monitor-1"), None);
+    let console = &mut guest.console;
+    let ready = console.ready();
+    console.ok("pci-ecam 0xe0000000 1");
+    console.ok("pci-assign 0xc0000000 16M");
+    console.ok("vinit 00:04.0 packed event-idx");
+    console.ok("vinit 00:05.0");
+    console.ok("vcheck");
+    console.ok("fill 0x2000000 8M 6");
+    console.ok("ticks start 200");
+    console.ok("dirty 0x3000000 1M 0");
+    console.ok("vstress start 00:04.0 2 9");
+    while guest::field(&console.ok("vstress"), "rounds") < 10 {}
+    let ticks = number(&console.ok("ticks"));
+    monitor.save(&path("state"));
+    drop(guest);
+
+    let (mut guest, mut monitor) =
+        Qemu::boot_with_monitor(accel, machine, &arguments, &path("monitor-2"), Some(&path("state")));
+    monitor.command("cont");
+    let console = &mut guest.console;
+    assert_eq!(number(&console.ok("nonce")), ready.nonce);
+    while number(&console.ok("ticks")) < ticks + 10 {}
+    let rounds = guest::field(&console.ok("vstress"), "rounds");
+    while guest::field(&console.ok("vstress"), "rounds") < rounds + 10 {}
+    assert!(console.ok("vstress stop").ends_with(" in_flight=0 bad_status=0 bad_data=0"));
+    assert_eq!(console.ok("verify 0x2000000 8M 6"), "same");
+    assert_eq!(guest::field(&console.ok("dirty-state"), "running"), 1);
+    assert_eq!(guest::field(&console.ok("dirty-check"), "bad"), 0);
+    let check = console.ok("vcheck");
+    assert!(check.starts_with("asked=4 answered=4 vectors=4 signalled=4 "), "{check}");
 }
 
 fn shuts_down(accel: Accel) {

@@ -1,7 +1,12 @@
 //! The test guest in QEMU: the peer that shows what is the guest's doing and what is the VMM's.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use crate::guest::{self, Console};
 
@@ -60,6 +65,42 @@ impl Qemu {
         Self { child, console: Console::new(output, input) }
     }
 
+    /// Boots as `boot` does, with a monitor at `socket`; takes the state from `state` if there is one, instead of booting,
+    /// and is then stopped.
+    ///
+    /// # Panics
+    ///
+    /// If QEMU cannot be started.
+    pub fn boot_with_monitor(
+        accel: Accel,
+        machine: &str,
+        arguments: &[&str],
+        socket: &Path,
+        state: Option<&Path>,
+    ) -> (Self, Monitor) {
+        let monitor = format!("unix:{},server=on,wait=off", socket.display());
+        let incoming = state.map(|state| format!("exec:cat {}", state.display()));
+        let mut arguments = [arguments, &["-monitor", &monitor]].concat();
+        if let Some(incoming) = &incoming {
+            arguments.extend(["-incoming", incoming]);
+        }
+        let qemu = Self::boot(accel, machine, "", &arguments);
+        // The socket is there when QEMU has got that far.
+        let stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let mut monitor = Monitor { stream };
+        monitor.answer();
+        // What comes over the serial port before the state is there would be overwritten by it.
+        while monitor.command("info status").contains("inmigrate") {
+            thread::sleep(Duration::from_millis(10));
+        }
+        (qemu, monitor)
+    }
+
     /// Waits for the end and returns the code that the guest gave to the order `exit`; `None` if it ended otherwise.
     ///
     /// # Panics
@@ -71,6 +112,53 @@ impl Qemu {
         // QEMU turns the value written to the port into (value << 1) | 1.
         let code = u8::try_from(status.code()?).ok()?;
         (code & 1 == 1).then_some(code >> 1)
+    }
+}
+
+/// QEMU's monitor.
+#[derive(Debug)]
+pub struct Monitor {
+    stream: UnixStream,
+}
+
+impl Monitor {
+    /// Gives a command and returns what the monitor says to it.
+    ///
+    /// # Panics
+    ///
+    /// If the monitor is gone.
+    pub fn command(&mut self, command: &str) -> String {
+        self.stream.write_all(format!("{command}\n").as_bytes()).expect("the monitor listens");
+        self.answer()
+    }
+
+    /// Stops the guest and saves its state to a file.
+    ///
+    /// # Panics
+    ///
+    /// If QEMU fails to.
+    pub fn save(&mut self, state: &Path) {
+        self.command("stop");
+        self.command(&format!("migrate \"exec:cat > {}\"", state.display()));
+        loop {
+            let status = self.command("info migrate");
+            assert!(!status.contains("failed"), "{status}");
+            if status.contains("completed") {
+                return;
+            }
+        }
+    }
+
+    /// Reads up to the next prompt.
+    fn answer(&mut self) -> String {
+        const PROMPT: &[u8] = b"(qemu) ";
+        let mut answer = Vec::new();
+        while !answer.ends_with(PROMPT) {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte).expect("the monitor answers");
+            answer.push(byte[0]);
+        }
+        String::from_utf8_lossy(&answer).into_owned()
     }
 }
 

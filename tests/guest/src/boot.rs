@@ -23,6 +23,8 @@ unsafe extern "C" {
     pub safe static idt: [Gate; 256];
     /// How often each vector came, on all processors together.
     pub safe static interrupt_counts: [AtomicU64; 256];
+    /// How often any vector came.
+    pub safe static interrupt_total: AtomicU64;
     /// Top of each application processor's ring 3 stack, set before it starts.
     pub safe static ap_user_stacks: [AtomicU64; MAX_CPUS];
     pub safe static ap_trampoline: u8;

@@ -185,6 +185,7 @@ interrupt_stubs_x2apic:
     .set vector, vector + 1
 .endr
 eoi_x2apic:
+    lock incq interrupt_total
     push %rax
     push %rcx
     push %rdx
@@ -208,6 +209,7 @@ interrupt_stubs_xapic:
     .set vector, vector + 1
 .endr
 eoi_xapic:
+    lock incq interrupt_total
     push %rax
     push %rcx
     mov $0xfee000b0, %ecx
@@ -335,6 +337,9 @@ idt:
 .globl interrupt_counts
 interrupt_counts:
     .skip 256 * 8
+.globl interrupt_total
+interrupt_total:
+    .skip 8
 .globl ap_user_stacks
 ap_user_stacks:
     .skip MAX_CPUS * 8

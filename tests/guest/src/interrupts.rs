@@ -52,6 +52,11 @@ pub fn counter(vector: u8) -> &'static AtomicU64 {
     &boot::interrupt_counts[usize::from(vector)]
 }
 
+/// Returns the count of all vectors together: the word to wait on for whatever comes next.
+pub fn total() -> &'static AtomicU64 {
+    &boot::interrupt_total
+}
+
 /// Where the fault stubs return to, in ring 3: says what happened and ends the run.
 #[unsafe(no_mangle)]
 extern "C" fn fault_report(vector: u64, error_code: u64, rip: u64, cr2: u64, rsp: u64) -> ! {

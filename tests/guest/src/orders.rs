@@ -114,6 +114,17 @@ pub fn bdf(word: &str) -> Option<u32> {
     Some(u32::from(segment) << 16 | u32::from(bus) << 8 | u32::from(device) << 3 | u32::from(function))
 }
 
+/// Reads an IPv4 address such as `10.0.0.2`.
+#[must_use]
+pub fn ipv4(word: &str) -> Option<[u8; 4]> {
+    let mut address = [0; 4];
+    let mut parts = word.split('.');
+    for byte in &mut address {
+        *byte = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then_some(address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +150,14 @@ mod tests {
         for bad in ["", "0", "0:0", "00:20.0", "00:00.8", "100:00.0", "00:00.0.0", "0:00:00", "10000:00:00.0"]
         {
             assert_eq!(bdf(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn internet_addresses() {
+        assert_eq!(ipv4("10.0.255.2"), Some([10, 0, 255, 2]));
+        for bad in ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "a.b.c.d", "1..2.3"] {
+            assert_eq!(ipv4(bad), None, "{bad:?}");
         }
     }
 

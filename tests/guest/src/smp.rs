@@ -85,13 +85,12 @@ pub fn wake_vector(index: usize) -> u8 {
     VECTOR_WAKE + u8::try_from(index).unwrap_or(0)
 }
 
-/// Halts processor `index`, which calls this, until its counter is no longer `seen`; for `counts` of the timer at most.
-pub fn halt(index: usize, seen: u64, counts: Option<u64>) {
-    let vector = wake_vector(index);
+/// Halts processor `index`, which calls this, until `counter` is no longer `seen`; for `counts` of the timer at most.
+pub fn halt(index: usize, counter: &AtomicU64, seen: u64, counts: Option<u64>) {
     if let Some(counts) = counts {
-        apic::start_timer_once(vector, counts);
+        apic::start_timer_once(wake_vector(index), counts);
     }
-    cpu::halt_while(interrupts::counter(vector), seen);
+    cpu::halt_while(counter, seen);
 }
 
 /// Where `boot.s` enters ring 3 on the other processors.
@@ -101,12 +100,13 @@ extern "C" fn ap_main(index: u64) -> ! {
     apic::setup();
     cpu::enable_interrupts();
     APIC_IDS[index].store(apic::id() + 1, Ordering::Release);
+    let wakes = interrupts::counter(wake_vector(index));
     loop {
-        let seen = interrupts::counter(wake_vector(index)).load(Ordering::Acquire);
+        let seen = wakes.load(Ordering::Acquire);
         match jobs::step(index) {
             jobs::Next::Again => {}
-            jobs::Next::After(counts) => halt(index, seen, Some(counts)),
-            jobs::Next::WhenWoken => halt(index, seen, None),
+            jobs::Next::After(counts) => halt(index, wakes, seen, Some(counts)),
+            jobs::Next::WhenWoken => halt(index, wakes, seen, None),
         }
     }
 }

@@ -18,7 +18,7 @@ const SECTOR: u64 = 512;
 
 // Request types (section 5.2.6).
 pub(super) const READ: u32 = 0;
-const WRITE: u32 = 1;
+pub(super) const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
@@ -32,7 +32,7 @@ const STATUS_UNWRITTEN: u64 = 0xff;
 // The notes of a request: its header, its status, the range of a discard; the slot and the start of a measured one.
 const NOTE_STATUS: u64 = 16;
 const NOTE_RANGE: u64 = 24;
-const NOTE_SLOT: u64 = 48;
+pub(super) const NOTE_SLOT: u64 = 48;
 const NOTE_START: u64 = 56;
 
 /// One request.
@@ -154,7 +154,7 @@ impl Program {
         while !queue.is_idle() {
             let (id, _) = queue.wait_used(timer_is_free).ok_or(OrderError::Refused(NO_ANSWER))?;
             done += 1;
-            bad += u32::from(read(queue.note(id) + NOTE_STATUS, Width::Byte) != STATUS_OK);
+            bad += u32::from(status_of(queue.note(id)) != STATUS_OK);
         }
         say!(self.reply, " done={done} bad={bad}");
         Ok(())
@@ -174,7 +174,7 @@ impl Program {
         }
         let scratch = self.scratch()?;
         let timer_is_free = !self.clock.is_ticking();
-        let places = self.capacity(bdf)? * SECTOR / u64::from(size);
+        let places = self.virtio.device(bdf)?.transport.capacity() * SECTOR / u64::from(size);
         let queue = self.block_queue(bdf, index)?;
         if places == 0 || depth == 0 || !queue.is_idle() || !queue.has_room(3) {
             return Err(OrderError::Refused("the device is too small, DEPTH is 0, or the queue is in use"));
@@ -199,7 +199,7 @@ impl Program {
                 let latency = cpu::tsc().wrapping_sub(read(note + NOTE_START, Width::Quad));
                 latency_sum += latency;
                 latency_max = latency.max(latency_max);
-                bad += u64::from(read(note + NOTE_STATUS, Width::Byte) != STATUS_OK);
+                bad += u64::from(status_of(note) != STATUS_OK);
                 done += 1;
                 if submitted < count {
                     bench.submit(queue, submitted, read(note + NOTE_SLOT, Width::Quad));
@@ -228,20 +228,17 @@ impl Program {
         request.add_to(queue);
         queue.notify();
         let (id, _) = queue.wait_used(timer_is_free).ok_or(OrderError::Refused(NO_ANSWER))?;
-        Ok(read(queue.note(id) + NOTE_STATUS, Width::Byte))
+        Ok(status_of(queue.note(id)))
     }
 
     fn block_queue(&mut self, bdf: Bdf, index: u16) -> Result<&mut Queue, OrderError> {
         if self.virtio.device(bdf)?.transport.kind != KIND_BLOCK {
             return Err(OrderError::Refused("the device is no block device"));
         }
+        if self.stress.as_ref().is_some_and(|stress| stress.uses(bdf, index)) {
+            return Err(OrderError::Refused("vstress uses the queue"));
+        }
         Ok(self.virtio.queue(bdf, index)?)
-    }
-
-    /// The size of a device in sectors.
-    fn capacity(&self, bdf: Bdf) -> Result<u64, OrderError> {
-        let transport = &self.virtio.device(bdf)?.transport;
-        Ok(transport.config(0, Width::Long) | transport.config(4, Width::Long) << 32)
     }
 
     /// Reads `SECTOR COUNT ADDR`.
@@ -279,6 +276,11 @@ impl Bench {
         let data = Some((self.scratch + slot * size, self.size));
         Request { kind: self.kind, sector, data }.add_to(queue);
     }
+}
+
+/// The status of a request that the device has answered.
+pub(super) fn status_of(note: u64) -> u64 {
+    read(note + NOTE_STATUS, Width::Byte)
 }
 
 /// Reads `read` or `write`.

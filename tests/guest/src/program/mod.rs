@@ -10,8 +10,10 @@ mod block_orders;
 mod machine;
 mod memory_orders;
 mod net_orders;
+mod net_server;
 mod registers;
 mod reply;
+mod stress;
 mod virtio_orders;
 
 use core::fmt::Write;
@@ -19,10 +21,12 @@ use core::sync::atomic::Ordering;
 
 use test_guest::orders::Words;
 
+use self::net_server::Server;
 use self::reply::{OrderError, Reply, say};
+use self::stress::Stress;
 use crate::acpi::Acpi;
 use crate::cell::BootCell;
-use crate::clock::{Clock, VECTOR_TICK};
+use crate::clock::Clock;
 use crate::memory::Memory;
 use crate::pci::Pci;
 use crate::serial::Serial;
@@ -59,6 +63,8 @@ struct Program {
     clock: Clock,
     virtio: Virtio,
     scratch: Option<u64>,
+    server: Option<Server>,
+    stress: Option<Stress>,
     nonce: u64,
     reply: &'static mut Reply,
 }
@@ -125,6 +131,8 @@ impl Program {
             clock,
             virtio,
             scratch: None,
+            server: None,
+            stress: None,
             nonce,
             reply,
         })
@@ -135,7 +143,7 @@ impl Program {
         let mut len = 0;
         let mut last_byte_tsc = cpu::tsc();
         loop {
-            let seen = interrupts::counter(smp::wake_vector(0)).load(Ordering::Acquire);
+            let seen = interrupts::total().load(Ordering::Acquire);
             match self.serial.read() {
                 Some(b'\n' | b'\r') => {
                     match line.get(..len).map(core::str::from_utf8) {
@@ -154,24 +162,26 @@ impl Program {
                     last_byte_tsc = cpu::tsc();
                 }
                 None if cpu::tsc().wrapping_sub(last_byte_tsc) < LOOK_TSC => core::hint::spin_loop(),
-                None => match jobs::step(0) {
-                    jobs::Next::Again => {}
-                    jobs::Next::After(counts) => self.wait(seen, counts),
-                    jobs::Next::WhenWoken => self.wait(seen, WAIT_COUNTS),
-                },
+                None => {
+                    let served = self.serve();
+                    let stressed = self.stress();
+                    match jobs::step(0) {
+                        jobs::Next::Again => {}
+                        _ if served || stressed => {}
+                        jobs::Next::After(counts) => self.wait(seen, counts),
+                        jobs::Next::WhenWoken => self.wait(seen, WAIT_COUNTS),
+                    }
+                }
             }
         }
     }
 
-    /// Halts until an interrupt comes.
+    /// Halts until an interrupt comes that was not yet counted in `seen`.
     fn wait(&self, seen: u64, counts: u64) {
-        if self.clock.is_ticking() {
-            let counter = interrupts::counter(VECTOR_TICK);
-            cpu::halt_while(counter, counter.load(Ordering::Relaxed));
-        } else {
-            let longest = if self.serial_interrupts { WAIT_COUNTS } else { WAIT_POLLING_COUNTS };
-            smp::halt(0, seen, Some(counts.min(longest)));
-        }
+        let longest = if self.serial_interrupts { WAIT_COUNTS } else { WAIT_POLLING_COUNTS };
+        // A tick that runs has the timer, and wakes the processor itself.
+        let counts = (!self.clock.is_ticking()).then_some(counts.min(longest));
+        smp::halt(0, interrupts::total(), seen, counts);
     }
 
     /// Carries out one order and writes its reply. An empty order has none.
@@ -272,6 +282,8 @@ impl Program {
             "vblk-bench" => self.vblk_bench(words)?,
             "vnet-tx" => self.vnet_tx(words)?,
             "vnet-rx" => self.vnet_rx(words)?,
+            "vnet-serve" => self.vnet_serve(words)?,
+            "vstress" => self.vstress(words)?,
             "vcon-write" => self.vcon_write(words)?,
             "vcon-read" => self.vcon_read(words)?,
 

@@ -12,7 +12,7 @@ use crate::virtio::queue::{Queue, Segment};
 use crate::virtio::{Device, DeviceError, KIND_CONSOLE, KIND_NET, NET_MQ, Virtio};
 
 /// Size of the header before each frame.
-const HEADER_BYTES: u32 = 12;
+pub(super) const HEADER_BYTES: u32 = 12;
 const FRAME_MIN: u32 = 60;
 pub(super) const FRAME_MAX: u32 = 1514;
 
@@ -76,7 +76,7 @@ pub(super) fn start(virtio: &mut Virtio, memory: &mut Memory, bdf: Bdf) -> Resul
     Ok(())
 }
 
-fn add_receive_buffer(device: &Device, queue: &mut Queue, buffer: u64) {
+pub(super) fn add_receive_buffer(device: &Device, queue: &mut Queue, buffer: u64) {
     let note = queue.next_note();
     write(note + NOTE_BUFFER, Width::Quad, buffer);
     let data = Segment::write(buffer, BUFFER_BYTES);
@@ -87,9 +87,24 @@ fn add_receive_buffer(device: &Device, queue: &mut Queue, buffer: u64) {
     }
 }
 
-/// Adds a frame at `frame` to a transmit queue.
-pub(super) fn add_frame(queue: &mut Queue, frame: u64, len_bytes: u32) {
+/// The receive buffer that a chain is about; `None` if it is about none.
+pub(super) fn buffer_of(queue: &Queue, id: u16) -> Option<u64> {
+    Some(read(queue.note(id) + NOTE_BUFFER, Width::Quad)).filter(|buffer| *buffer != 0)
+}
+
+/// Gives a receive buffer back to the device.
+pub(super) fn give_back(virtio: &mut Virtio, bdf: Bdf, index: u16, buffer: u64) {
+    let place = virtio.queues().find(|(device, queue)| device.transport.bdf == bdf && queue.index == index);
+    if let Some((device, queue)) = place.filter(|(_, queue)| queue.has_room(2)) {
+        add_receive_buffer(device, queue, buffer);
+        queue.notify();
+    }
+}
+
+/// Adds a frame at `frame` to a transmit queue; `buffer` is the receive buffer that it lies in, if it does.
+pub(super) fn add_frame(queue: &mut Queue, frame: u64, len_bytes: u32, buffer: Option<u64>) {
     let note = queue.next_note();
+    write(note + NOTE_BUFFER, Width::Quad, buffer.unwrap_or(0));
     write(note, Width::Quad, 0);
     write(note + 8, Width::Long, 0);
     queue.add(&[Segment::read(note, HEADER_BYTES), Segment::read(frame, len_bytes)]);
@@ -103,7 +118,7 @@ pub(super) fn add_test_frame(queue: &mut Queue, frame: u64) {
     write(frame, Width::Byte, 0x02);
     write(frame + 6, Width::Byte, 0x02);
     write(frame + 12, Width::Word, ETHERTYPE_TEST.swap_bytes() >> 48);
-    add_frame(queue, frame, FRAME_MIN);
+    add_frame(queue, frame, FRAME_MIN, None);
 }
 
 /// Adds the command that puts all queue pairs in use that the device has queues for.
@@ -130,7 +145,7 @@ impl Program {
         }
         let timer_is_free = !self.clock.is_ticking();
         let queue = self.net_queue(bdf, pair, true)?;
-        add_frame(queue, frame, len);
+        add_frame(queue, frame, len, None);
         queue.notify();
         queue.wait_used(timer_is_free).ok_or(OrderError::Refused(NO_ANSWER))?;
         Ok(())
@@ -223,6 +238,9 @@ impl Program {
         let device = self.virtio.device(bdf)?;
         if device.transport.kind != KIND_NET {
             return Err(OrderError::Refused("the device is no network device"));
+        }
+        if self.server.as_ref().is_some_and(|server| server.bdf() == bdf) {
+            return Err(OrderError::Refused("vnet-serve uses the queue"));
         }
         if pair >= device.data_queues / 2 {
             return Err(DeviceError::NoSuchQueue.into());

@@ -60,6 +60,7 @@ impl Program {
                 _ => return Err(OrderError::Refused("no such option")),
             }
         }
+        self.release(bdf);
         let count = self.virtio.init(&self.pci, &mut self.memory, bdf, &wanted)?;
         let device = self.virtio.device(bdf)?;
         let (kind, features) = (device.transport.kind, device.features);
@@ -71,6 +72,7 @@ impl Program {
     pub(super) fn vreset(&mut self, words: &mut Words<'_>) -> Result<(), OrderError> {
         let bdf = Bdf(words.bdf()?);
         words.end()?;
+        self.release(bdf);
         self.virtio.reset(&self.pci, &mut self.memory, bdf)?;
         Ok(())
     }
@@ -134,6 +136,9 @@ impl Program {
     /// `vcheck`: gives every queue in use one request, all at once, and waits for all answers and interrupts.
     pub(super) fn vcheck(&mut self, words: &mut Words<'_>) -> Result<(), OrderError> {
         words.end()?;
+        if self.server.is_some() || self.stress.as_ref().is_some_and(|stress| !stress.is_over()) {
+            return Err(OrderError::Refused("vnet-serve and vstress must be stopped first"));
+        }
         let scratch = self.scratch()?;
         let mut before = [0; 256];
         for (count, counter) in before.iter_mut().zip(&interrupt_counts) {
@@ -193,6 +198,12 @@ impl Program {
         let sum = super::memory_orders::checksum(scratch, u64::from(written.min(len)) / 8 * 8).value();
         say!(self.reply, " len={written} first={first:#x} sum={sum:#x}");
         Ok(())
+    }
+
+    /// Ends what runs by itself on a device.
+    fn release(&mut self, bdf: Bdf) {
+        self.server.take_if(|server| server.bdf() == bdf);
+        self.stress.take_if(|stress| stress.bdf() == bdf);
     }
 
     /// Returns memory for requests of the guest's own.

@@ -230,6 +230,11 @@ impl Transport {
         if self.device == 0 { 0 } else { read(self.device + offset, width) }
     }
 
+    /// The size of a block device in sectors (section 5.2.4).
+    pub fn capacity(&self) -> u64 {
+        self.config(0, Width::Long) | self.config(4, Width::Long) << 32
+    }
+
     /// Writes a field of the device's own configuration.
     pub fn set_config(&self, offset: u64, width: Width, value: u64) {
         if self.device != 0 {
