@@ -1,0 +1,168 @@
+//! Bodies of the requests that restore a VM or move it.
+
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Restores a VM from a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreConfig {
+    /// Where from: `file://` and a directory.
+    pub source_url: String,
+    /// Whether all memory is populated first.
+    #[serde(default)]
+    pub prefault: bool,
+    /// When memory is read.
+    #[serde(default)]
+    pub memory_restore_mode: MemoryRestoreMode,
+    /// Network devices whose taps are handed over, and how many each takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_fds: Option<Vec<RestoredNetConfig>>,
+    /// VFIO devices that are handed over, one descriptor each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vfio_fds: Option<Vec<RestoredVfioConfig>>,
+    /// Whether the VM then runs.
+    #[serde(default)]
+    pub resume: bool,
+    /// Memory zones that come from another node of this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zone_updates: Vec<ZoneUpdate>,
+}
+
+/// When the memory of a restored VM is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryRestoreMode {
+    /// Before it runs.
+    #[default]
+    Copy,
+    /// When it is touched (userfaultfd).
+    OnDemand,
+}
+
+/// A network device whose taps are handed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredNetConfig {
+    /// The device.
+    pub id: String,
+    /// How many of the descriptors are its own.
+    #[serde(default)]
+    pub num_fds: usize,
+}
+
+/// A VFIO device that is handed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredVfioConfig {
+    /// The device.
+    pub id: String,
+}
+
+/// A memory zone's new node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneUpdate {
+    /// The zone.
+    pub id: String,
+    /// NUMA node of the host that it comes from.
+    pub host_numa_node: u32,
+}
+
+/// When the memory of a moved VM is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryMode {
+    /// Before it runs at the destination.
+    #[default]
+    Precopy,
+    /// When it is touched there.
+    Postcopy,
+}
+
+/// Waits for a VM that moves here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveMigrationData {
+    /// Where to listen.
+    pub receiver_url: String,
+    /// Directory with certificates and key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_dir: Option<PathBuf>,
+    /// When memory is sent.
+    #[serde(default)]
+    pub memory_mode: MemoryMode,
+    /// VFIO devices that are handed over, one descriptor each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vfio_fds: Option<Vec<RestoredVfioConfig>>,
+    /// Memory zones that come from another node of this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zone_updates: Vec<ZoneUpdate>,
+}
+
+/// What happens when a migration does not end in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TimeoutStrategy {
+    /// It is given up.
+    #[default]
+    Cancel,
+    /// The downtime may be longer.
+    Ignore,
+}
+
+/// Moves the VM to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendMigrationData {
+    /// Where the receiver listens.
+    pub destination_url: String,
+    /// Whether memory is handed over on one host, not copied.
+    #[serde(default)]
+    pub local: bool,
+    /// Whether the source stays, paused.
+    #[serde(default)]
+    pub preserve_source: bool,
+    /// Milliseconds for which the VM may stand still.
+    #[serde(default = "default_downtime_ms")]
+    pub downtime_ms: NonZeroU64,
+    /// Seconds that all may take.
+    #[serde(default = "default_timeout_s")]
+    pub timeout_s: NonZeroU64,
+    /// What happens after that.
+    #[serde(default)]
+    pub timeout_strategy: TimeoutStrategy,
+    /// Number of connections, 1 to 128.
+    #[serde(default = "default_connections")]
+    pub connections: NonZeroU32,
+    /// Directory with certificates and key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_dir: Option<PathBuf>,
+    /// When memory is sent.
+    #[serde(default)]
+    pub memory_mode: MemoryMode,
+}
+
+fn default_downtime_ms() -> NonZeroU64 {
+    NonZeroU64::MIN.saturating_add(299)
+}
+
+fn default_timeout_s() -> NonZeroU64 {
+    NonZeroU64::MIN.saturating_add(3599)
+}
+
+fn default_connections() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+impl SendMigrationData {
+    /// A migration to `destination_url` with nothing else said.
+    pub fn to(destination_url: impl Into<String>) -> Self {
+        Self {
+            destination_url: destination_url.into(),
+            local: false,
+            preserve_source: false,
+            downtime_ms: default_downtime_ms(),
+            timeout_s: default_timeout_s(),
+            timeout_strategy: TimeoutStrategy::default(),
+            connections: default_connections(),
+            tls_dir: None,
+            memory_mode: MemoryMode::default(),
+        }
+    }
+}
