@@ -47,6 +47,12 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
+    /// The driver broke a rule: nothing more is served, and the device asks for a reset.
+    pub fn fail(&mut self, device: &str, config: &ConfigInterrupt, why: &QueueError) {
+        self.queue.set_broken();
+        config.needs_reset(device, &format_args!("queue {}: {why}", self.index));
+    }
+
     /// Raises the interrupt if the driver wants one for what was used since the last call.
     ///
     /// # Errors

@@ -14,8 +14,6 @@ use std::{
 
 use devices::pci::MsixTable;
 
-use crate::queue::QueueError;
-
 /// No vector is assigned (virtio 1.3 section 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
 
@@ -192,10 +190,5 @@ impl ConfigInterrupt {
                 self.shared.signal(self.shared.config_vector(), ISR_CONFIG);
             }
         }
-    }
-
-    /// The driver broke a queue.
-    pub fn queue_broken(&self, device: &str, queue: u16, error: &QueueError) {
-        self.needs_reset(device, &format_args!("queue {queue}: {error}"));
     }
 }

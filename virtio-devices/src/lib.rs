@@ -5,8 +5,10 @@
 //! image, a tap, a terminal) is in [`host`]. No device sees a path, a configuration, the hypervisor or
 //! another device.
 
+pub mod block;
 pub mod device;
 pub mod features;
+pub mod host;
 pub mod interrupt;
 pub mod queue;
 pub mod rng;

@@ -261,6 +261,11 @@ impl Queue {
         self.broken
     }
 
+    /// Breaks the queue: the device found that the driver broke a rule of its own, or cannot reach its buffers.
+    pub fn set_broken(&mut self) {
+        self.broken = true;
+    }
+
     /// Takes the next available chain, if there is one.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ impl Job for RequestJob {
         let memory = self.memory.get();
         let (source, failed) = (&*self.source, &mut self.failed);
         if let Err(error) = queue.serve(memory, |chain| fill(chain, source, failed, memory)) {
-            self.config.queue_broken(&self.id, queue.index, &error);
+            queue.fail(&self.id, &self.config, &error);
         }
     }
 

@@ -1,0 +1,7 @@
+//! What virtio devices use of the host: images, taps, rate limits. Everything here works on descriptors that
+//! somebody else has opened; only names of network interfaces are looked up.
+
+pub mod affinity;
+pub mod buffers;
+pub mod disk;
+pub mod rate_limiter;
