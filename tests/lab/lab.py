@@ -101,7 +101,7 @@ def run(cache, a):
     command = a.command[1:] if a.command[:1] == ["--"] else a.command
     if not command:
         raise LabError("run: no command")
-    shares = [machine.Share("/art", cache.root, readonly=True)]
+    shares = [machine.Share(session.CACHE_IN_L1, cache.root, readonly=True)]
     named = [machine.Share(*pair(s, "--share")) for s in a.share]
     if not any(s.where == "/vmm" for s in named):
         if os.path.isdir(a.vmm):
@@ -117,6 +117,7 @@ def run(cache, a):
                       payload=os.path.join(HERE, "payload"), timeout=a.timeout, snapshot=a.snapshot, keep=a.keep, stats=a.stats, verbose=a.verbose)
     with cache.in_use():
         artefacts = steps.prepare(cache, steps.defaults(a.full))
+        job.art = steps.named(artefacts)
         if not a.alone:
             return session.run(cache, artefacts, l1, job)
         with cache.alone():
@@ -143,7 +144,7 @@ def main():
     elif a.what == "needs":
         print(" ".join(steps.missing_packages(steps.defaults(a.full))))
     elif a.what == "where":
-        print(cache.path(a.name))
+        print(steps.where(cache, a.name))
     elif a.what == "sweep":
         for gone in cache.sweep(steps.live_artefacts()):
             log(f"removed {gone}")

@@ -11,7 +11,8 @@ Two locks, both released by the kernel when their holder dies:
   use.lock       shared while an L1 runs from the artefacts; removing superseded ones takes it exclusively, or not
                  at all
 
-The links at the top (`nano.cpio -> steps/nano-.../nano.cpio`) are the names that payloads use under /art.
+Work trees with different versions of the lab share one cache, so nothing in it says which version of an artefact is
+the current one: every run names its own.
 """
 
 import contextlib
@@ -108,20 +109,6 @@ class Cache:
             os.rename(final, old)
         os.rename(fresh, final)
         remove(old)
-
-    def publish(self, link, target):
-        """Points the name `link` at `target`, a path inside the cache. The switch is atomic."""
-        path = self.path(link)
-        wanted = os.path.relpath(target, self.root)
-        if os.path.islink(path) and os.readlink(path) == wanted:
-            return
-        if os.path.isdir(path) and not os.path.islink(path):
-            remove(path)
-        fresh = f"{path}.{os.getpid()}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
-        os.symlink(wanted, fresh)
-        os.replace(fresh, path)
 
     def sweep(self, live):
         """Removes artefacts that are not in `live` (directory names), unless an L1 may be using them."""

@@ -30,6 +30,7 @@ from .qmp import Qmp
 # Like timeout(1), and one that no command gives by chance.
 TIMED_OUT, DIED = 124, 125
 SAVED_MACHINES = 4
+CACHE_IN_L1 = "/lab/cache"
 
 
 @dataclasses.dataclass
@@ -39,6 +40,7 @@ class Job:
     shares: list = dataclasses.field(default_factory=list)
     out: str | None = None          # host directory that L1 sees as /lab/out
     payload: str | None = None      # host directory whose copy L1 sees as /payload
+    art: dict = dataclasses.field(default_factory=dict)     # name under /art -> path in the cache
     timeout: float = 600
     snapshot: bool = False          # start from a saved L1, made on first use
     keep: bool = False
@@ -71,7 +73,7 @@ def _run(cache, artefacts, machine, job, run_dir):
         os.symlink(os.path.abspath(job.out), f"{run_dir}/out")
     else:
         os.mkdir(f"{run_dir}/out")
-    write_job(f"{run_dir}/job", job)
+    write_job(f"{run_dir}/job", job, cache.root)
     args = qemu.arguments(machine, artefacts, run_dir, job.shares)
     saved = _saved_path(cache, artefacts, args, run_dir) if job.snapshot else None
     restored = saved is not None and os.path.exists(saved)
@@ -123,8 +125,11 @@ def _drive(process, job, run_dir, save_to, began):
     return status
 
 
-def write_job(directory, job):
+def write_job(directory, job, cache_root):
     """What l1/rc reads: what to mount, and what to run. The payload is copied, so that it may change meanwhile."""
+    os.mkdir(f"{directory}/art")
+    for name, path in job.art.items():
+        os.symlink(os.path.join(CACHE_IN_L1, os.path.relpath(path, cache_root)), f"{directory}/art/{name}")
     if job.payload:
         shutil.copytree(job.payload, f"{directory}/payload")
     with open(f"{directory}/mounts", "w") as f:

@@ -36,7 +36,7 @@ class Step:
     name: str
     build: Callable
     sources: tuple                  # files that decide the result, relative to tests/lab
-    links: dict                     # name under /art -> path inside the artefact
+    holds: dict                     # name under /art -> path inside the artefact
     needs: tuple = ()
     suite: str = SUITE
     by_default: bool = True
@@ -113,10 +113,21 @@ def prepare(cache, names, force=False, install=False):
     if force or not all(cache.has(n, stamps[n]) for n in order):
         with cache.preparing():
             _build_missing(cache, order, stamps, artefacts, names if force else (), install)
-    for name in order:
-        for link, inside in STEPS[name].links.items():
-            cache.publish(link, os.path.normpath(os.path.join(artefacts[name], inside)))
     return artefacts
+
+
+def named(artefacts):
+    """{name under /art: path in the cache} for what these artefacts hold."""
+    return {name: os.path.normpath(os.path.join(path, inside))
+            for step, path in artefacts.items() for name, inside in STEPS[step].holds.items()}
+
+
+def where(cache, name):
+    """The path of what is called `name` under /art, whether it has been built or not."""
+    all_named = named({step: cache.artefact(step, stamp(step)) for step in STEPS})
+    if name not in all_named:
+        raise LabError(f"nothing is called {name!r}; there are: {' '.join(sorted(all_named))}")
+    return all_named[name]
 
 
 def live_artefacts():

@@ -57,7 +57,7 @@ for name in "$@"; do
   wait $group; status=$?
   read -r ended _ </proc/uptime
   seconds=$(echo "scale=2; $ended - $began" | bc)
-  note=$(tr '\n' ' ' <$W/note 2>/dev/null)
+  note=$([ ! -e $W/note ] || tr '\n' ' ' <$W/note)
   if [ -e $W/skip ]; then
     echo "RESULT $name skip $seconds $(tr '\n' ' ' <$W/skip)"
   elif [ $status = 0 ]; then

@@ -88,16 +88,6 @@ class CacheTest(unittest.TestCase):
         self.assertEqual(second.communicate()[0], "in\n")
         self.assertEqual(second.returncode, 0)
 
-    def test_publishing_replaces_links_files_and_directories(self):
-        self.cache.build("nano", "1", make_one("first"))
-        self.cache.build("nano", "2", make_one("second"))
-        os.mkdir(self.cache.path("nano"))
-        make_one("old layout")(self.cache.path("nano"))
-        for stamp, text in (("1", "first"), ("2", "second")):
-            self.cache.publish("nano", self.cache.artefact("nano", stamp))
-            self.assertEqual(self.read("nano", "one"), text)
-        self.assertEqual(os.readlink(self.cache.path("nano")), "steps/nano-2")
-
     def test_sweeping_spares_what_is_live_and_waits_for_no_user(self):
         for stamp in ("1", "2"):
             self.cache.build("root", stamp, make_one(stamp))

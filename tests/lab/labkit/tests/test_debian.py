@@ -88,4 +88,8 @@ class StepsTest(unittest.TestCase):
                 os.mkdir(cache.artefact(name, steps.stamp(name)))
             artefacts = steps.prepare(cache, ["nano"])
             self.assertEqual(set(artefacts), {"guestkernel", "busybox", "nano"})
-            self.assertTrue(os.path.islink(cache.path("nano.cpio")))
+            self.assertEqual(steps.named(artefacts)["nano.cpio"], artefacts["nano"] + "/nano.cpio")
+            self.assertEqual(steps.where(cache, "nano.cpio"), artefacts["nano"] + "/nano.cpio")
+            self.assertEqual(steps.where(cache, "guestkernel"), artefacts["guestkernel"])
+            with self.assertRaisesRegex(LabError, "nothing is called 'mano'"):
+                steps.where(cache, "mano")

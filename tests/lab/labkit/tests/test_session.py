@@ -107,8 +107,10 @@ class ProcessTest(unittest.TestCase):
     def test_the_job_says_what_to_mount_and_what_to_run(self):
         with tempfile.TemporaryDirectory() as scratch:
             job = session.Job(command=["echo", "a b", "$HOME"], environment={"X": "it's"},
-                              shares=[Share("/art", "/c", readonly=True), Share("/vmm", "/t")])
-            session.write_job(scratch, job)
+                              shares=[Share("/art", "/c", readonly=True), Share("/vmm", "/t")],
+                              art={"nano.cpio": "/c/steps/nano-1/nano.cpio"})
+            session.write_job(scratch, job, "/c")
+            self.assertEqual(os.readlink(scratch + "/art/nano.cpio"), "/lab/cache/steps/nano-1/nano.cpio")
             with open(scratch + "/mounts") as f:
                 self.assertEqual(f.read(), "share0 /art ro\nshare1 /vmm rw\n")
             printed = subprocess.run(["bash", "-c", f". {shlex.quote(scratch)}/cmd; echo $X"],
