@@ -2,13 +2,30 @@
 
 use std::process::ExitCode;
 
-use crate::workspace::Workspace;
+use crate::{lab, workspace::Workspace};
 
 const PACKAGE: &str = "cumulet-benches";
+
+/// Benchmarks that boot Linux guests: programs that run in the lab, where there is a host for them.
+const IN_THE_LAB: &[&str] = &["boot"];
 
 /// Runs all benchmarks, or the one that is named, with the arguments that follow.
 pub fn run(args: &[String]) -> Result<ExitCode, String> {
     let workspace = Workspace::find()?;
+    if let Some((name, rest)) = args.split_first()
+        && IN_THE_LAB.contains(&name.as_str())
+    {
+        let program = format!("bench-{name}");
+        let built =
+            workspace.cargo().words("build --release --quiet -p").arg(PACKAGE).words("--bin").arg(&program);
+        let built = built.run();
+        if !built.success {
+            return Err(built.in_full());
+        }
+        let lab = ["run", "--alone", "--stats", "--timeout", "3600", "--"].map(str::to_owned).into_iter();
+        let lab = lab.chain([format!("/vmm/{program}")]).chain(rest.iter().cloned());
+        return lab::run(&lab.collect::<Vec<_>>());
+    }
     let mut cargo = workspace.cargo().words("bench -p").arg(PACKAGE);
     if let Some((name, rest)) = args.split_first() {
         cargo = cargo.arg("--bench").arg(name);
