@@ -186,18 +186,20 @@ pub fn start_watch(index: usize) {
     smp::wake(index);
 }
 
-/// Stops the job of processor `index`, and waits until it has stopped. Called by the boot processor, number 0.
-pub fn stop(index: usize) {
-    let kind = &JOBS[index].kind;
-    if is_busy(index) {
-        kind.store(KIND_STOPPING, Ordering::Release);
+/// Stops the jobs of some processors, and waits until they have stopped. Called by the boot processor, number 0.
+pub fn stop(indices: impl Iterator<Item = usize> + Clone) {
+    // All are told before the first is waited for: with more processors than the host has, each wait is long.
+    for index in indices.clone().filter(|index| is_busy(*index)) {
+        JOBS[index].kind.store(KIND_STOPPING, Ordering::Release);
         smp::wake(index);
     }
-    while is_busy(index) {
-        if index == 0 {
-            step(0);
+    for index in indices {
+        while is_busy(index) {
+            if index == 0 {
+                step(0);
+            }
+            core::hint::spin_loop();
         }
-        core::hint::spin_loop();
     }
 }
 

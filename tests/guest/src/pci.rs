@@ -70,6 +70,10 @@ impl Pci {
         pci
     }
 
+    pub fn has_window(&self, segment: u16) -> bool {
+        self.windows[..self.window_count].iter().any(|window| window.segment == segment)
+    }
+
     /// Adds a window.
     pub fn add_window(&mut self, memory: &mut Memory, window: &EcamWindow) -> Result<(), MemoryError> {
         let len_bytes = (u64::from(window.last_bus) + 1) << 20;

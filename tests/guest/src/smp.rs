@@ -64,7 +64,7 @@ pub fn online() -> usize {
 }
 
 /// The numbers of the processors that run: 0 is the boot processor.
-pub fn indices() -> impl Iterator<Item = usize> {
+pub fn indices() -> impl Iterator<Item = usize> + Clone {
     (0..MAX_CPUS).filter(|index| APIC_IDS[*index].load(Ordering::Acquire) != 0)
 }
 

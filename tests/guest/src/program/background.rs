@@ -99,7 +99,7 @@ impl Program {
         {
             let address = address + part * pages * PAGE;
             let duration_tsc = seconds.saturating_mul(tsc_hz);
-            jobs::stop(index);
+            jobs::stop(core::iter::once(index));
             jobs::start_dirty(index, Dirty { address, pages, bytes_per_second: rate, duration_tsc, tsc_hz });
         }
         say!(self.reply, " {workers}");
@@ -108,7 +108,7 @@ impl Program {
 
     /// `dirty-stop`: returns how many pages were written.
     pub(super) fn dirty_stop(&mut self) -> u64 {
-        smp::indices().filter(|index| jobs::is_dirty(*index)).for_each(jobs::stop);
+        jobs::stop(smp::indices().filter(|index| jobs::is_dirty(*index)));
         smp::indices().map(jobs::pages_written).sum()
     }
 
@@ -137,11 +137,11 @@ impl Program {
         let index = index.ok_or(OrderError::Refused("a watch needs a second processor"))?;
         match what {
             Some("start") => {
-                jobs::stop(index);
+                jobs::stop(core::iter::once(index));
                 jobs::start_watch(index);
                 return Ok(());
             }
-            Some("stop") => jobs::stop(index),
+            Some("stop") => jobs::stop(core::iter::once(index)),
             None => {}
             Some(_) => return Err(OrderError::Refused("watch can start or stop")),
         }

@@ -101,6 +101,9 @@ impl Program {
         let buses: u8 = words.narrow("BUSES")?;
         words.end()?;
         let last_bus = buses.checked_sub(1).ok_or(Malformed::NotANumber { what: "BUSES" })?;
+        if self.pci.has_window(0) {
+            return Err(OrderError::Refused("segment 0 has a window"));
+        }
         self.pci.add_window(&mut self.memory, &EcamWindow { address, segment: 0, first_bus: 0, last_bus })?;
         Ok(())
     }
