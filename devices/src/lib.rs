@@ -9,6 +9,7 @@ pub mod handle;
 pub mod pci;
 pub mod platform;
 pub mod state;
+pub mod terminal;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

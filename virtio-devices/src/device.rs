@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::{
     interrupt::{ConfigInterrupt, QueueInterrupt},
     queue::{Chain, Queue, QueueError, QueueState},
+    worker::signal,
 };
 
 /// Device types (virtio 1.3 section 5).
@@ -46,6 +47,9 @@ pub struct ActiveQueue {
     pub interrupt: QueueInterrupt,
 }
 
+/// Chains that are served in one go.
+pub const BUDGET: u32 = 1024;
+
 impl ActiveQueue {
     /// The driver broke a rule: nothing more is served, and the device asks for a reset.
     pub fn fail(&mut self, device: &str, config: &ConfigInterrupt, why: &QueueError) {
@@ -64,8 +68,9 @@ impl ActiveQueue {
         Ok(())
     }
 
-    /// Serves every available chain at once: `each` answers with the number of bytes it wrote. Returns when
-    /// none is left and the driver was asked to kick at the next one.
+    /// Serves available chains at once: `each` answers with the number of bytes it wrote. Returns when none
+    /// is left and the driver was asked to kick at the next one; or after a while, having kicked itself, so
+    /// that a driver that never rests does not keep the thread from coming to a halt.
     ///
     /// # Errors
     /// The driver broke the queue, or `each` failed.
@@ -74,11 +79,19 @@ impl ActiveQueue {
         memory: &GuestMemoryView,
         mut each: impl FnMut(&Chain) -> Result<u32, QueueError>,
     ) -> Result<(), QueueError> {
+        let mut left = BUDGET;
         loop {
             self.queue.disable_notification(memory)?;
-            while let Some(chain) = self.queue.pop(memory)? {
+            while left > 0
+                && let Some(chain) = self.queue.pop(memory)?
+            {
                 let written = each(&chain)?;
                 self.queue.add_used(memory, chain, written)?;
+                left -= 1;
+            }
+            if left == 0 {
+                signal(&self.kick);
+                break;
             }
             if !self.queue.enable_notification(memory)? {
                 break;

@@ -6,6 +6,7 @@
 //! another device.
 
 pub mod block;
+pub mod console;
 pub mod device;
 pub mod features;
 pub mod host;

@@ -14,7 +14,7 @@ use super::{
     request::{IOERR, Kind, OK, UNSUPP, WRITE_DATA},
 };
 use crate::{
-    device::{ActiveQueue, StoppedQueue},
+    device::{ActiveQueue, BUDGET, StoppedQueue},
     host::{
         affinity::pin_current_thread,
         buffers::{Buffers, Part},
@@ -22,7 +22,7 @@ use crate::{
     },
     interrupt::ConfigInterrupt,
     queue::{Chain, QueueError},
-    worker::{Job, Poller, consume},
+    worker::{Job, Poller, consume, signal},
 };
 
 const KICK: u32 = 0;
@@ -89,14 +89,21 @@ impl QueueJob {
     /// Takes what the driver offers and gives back what is done, until there is neither.
     fn serve(&mut self) -> Result<(), QueueError> {
         let memory = Arc::clone(self.memory.get());
+        let mut left = BUDGET;
         loop {
             self.queue.queue.disable_notification(&*memory)?;
-            while !self.quiet && !self.throttled {
+            while !self.quiet && !self.throttled && left > 0 {
+                left -= 1;
                 let Some(chain) = self.queue.queue.pop(&*memory)? else { break };
                 self.begin(chain, &memory)?;
             }
             self.kick_engine();
             self.complete()?;
+            if left == 0 {
+                // A driver that never rests must not keep the thread from coming to a halt.
+                signal(&self.queue.kick);
+                break;
+            }
             if self.quiet || self.throttled || !self.queue.queue.enable_notification(&*memory)? {
                 break;
             }

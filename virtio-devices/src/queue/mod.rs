@@ -186,6 +186,8 @@ pub struct Queue {
     features: RingFeatures,
     /// Chains popped and not yet handed back.
     in_flight: u16,
+    /// Chains were handed back since the last decision about an interrupt.
+    undecided: bool,
     broken: bool,
     /// Segment lists of chains that were handed back, to be filled again.
     spare: Vec<Vec<Segment>>,
@@ -234,7 +236,7 @@ impl Queue {
                 Ring::Packed(PackedRing::new(&config, features, avail, used, unsignalled))
             }
         };
-        Ok(Self { ring, config, features, in_flight: 0, broken: false, spare: Vec::new() })
+        Ok(Self { ring, config, features, in_flight: 0, undecided: false, broken: false, spare: Vec::new() })
     }
 
     /// How far the queue has come. Complete once nothing is in flight.
@@ -330,6 +332,7 @@ impl Queue {
         written: u32,
     ) -> Result<(), QueueError> {
         self.guard()?;
+        self.undecided = true;
         let put = match &mut self.ring {
             Ring::Split(ring) => ring.put_used(memory, chain.head(), written),
             Ring::Packed(ring) => ring.put_used(memory, chain.head(), written),
@@ -352,12 +355,16 @@ impl Queue {
         published.map_err(|error| self.fail(error))
     }
 
-    /// Whether the driver wants an interrupt for what was used since the last call.
+    /// Whether the driver wants an interrupt for what was used since the last call. A device decides before
+    /// it stops: what is undecided is not saved.
     ///
     /// # Errors
     /// The ring cannot be read; the queue is broken from then on.
     pub fn needs_notification<M: GuestMemoryBackend>(&mut self, memory: &M) -> Result<bool, QueueError> {
         self.guard()?;
+        if !std::mem::take(&mut self.undecided) {
+            return Ok(false);
+        }
         let needed = match &mut self.ring {
             Ring::Split(ring) => ring.needs_notification(memory),
             Ring::Packed(ring) => ring.needs_notification(memory),

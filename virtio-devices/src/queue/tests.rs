@@ -412,7 +412,7 @@ fn check_steps(size: u16, features: RingFeatures, steps: &[Step]) -> Result<(), 
                 model.device_sleeps = false;
             }
             Step::SaveAndLoad => {
-                if popped.is_empty() && model.unpublished.is_empty() {
+                if popped.is_empty() && model.unpublished.is_empty() && !model.driver_owed {
                     let text = serde_json::to_string(&queue.state()).unwrap();
                     let state: QueueState = serde_json::from_str(&text).unwrap();
                     queue = Queue::from_state(driver.config(), features, &state, &memory).unwrap();
