@@ -1,10 +1,24 @@
 //! What a configuration must satisfy before anything is opened or allocated.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
+use arch::x86_64::{feature::UnknownFeature, topology::TopologyError};
 use thiserror::Error;
 
 use super::{DeviceConfig, MemoryZoneConfig, PAGE_SIZE, VmConfig};
+
+/// What kind of mistake a [`ConfigError`] is: the REST API answers each with another code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Something is there twice.
+    Conflict,
+    /// A value cannot be.
+    Invalid,
+    /// Clients learn of it only when the machine is built.
+    Build,
+    /// It could be, but this version has no machinery for it.
+    Absent,
+}
 
 /// A configuration that cannot be. Each names the thing and the value.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -70,6 +84,9 @@ pub enum ConfigError {
     /// The same id twice.
     #[error("identifier {0} is not unique")]
     DuplicateId(String),
+    /// The same device of the host twice.
+    #[error("device {} is there twice", .0.display())]
+    DuplicatePath(PathBuf),
     /// An id that is reserved.
     #[error("identifier {0} begins with __, which is reserved")]
     ReservedId(String),
@@ -87,6 +104,60 @@ pub enum ConfigError {
     /// A number of PCI segments that cannot be.
     #[error("platform: {0} PCI segments, 1 to 96 are possible")]
     Segments(u16),
+    /// Processors that cannot be arranged so.
+    #[error("cpus")]
+    Arrangement(#[from] TopologyError),
+    /// A feature that is to be hidden and has no name.
+    #[error("cpus: hide")]
+    Feature(#[from] UnknownFeature),
+    /// Something of the machine as a whole is out of its range.
+    #[error("{section}: {what}")]
+    Machine {
+        /// The part of the configuration.
+        section: &'static str,
+        /// The option, its value and what is wrong.
+        what: String,
+    },
+    /// The same of what is only found out when the machine is built.
+    #[error("{section}: {what}")]
+    Build {
+        /// The part of the configuration.
+        section: &'static str,
+        /// The option, its value and what is wrong.
+        what: String,
+    },
+    /// A valid wish that this version cannot fulfil.
+    #[error("{section}: this version has no {what}")]
+    Absent {
+        /// The part of the configuration.
+        section: String,
+        /// What it lacks.
+        what: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// What kind of mistake it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::DuplicateId(_) | Self::DuplicatePath(_) => ErrorClass::Conflict,
+            Self::NoMemory | Self::MemorySize { .. } | Self::Build { .. } => ErrorClass::Build,
+            Self::Absent { .. } => ErrorClass::Absent,
+            Self::NoVcpu
+            | Self::TooManyVcpus { .. }
+            | Self::Topology { .. }
+            | Self::Affinity { .. }
+            | Self::HugePage { .. }
+            | Self::Zone { .. }
+            | Self::ReservedId(_)
+            | Self::Device { .. }
+            | Self::NoPayload
+            | Self::Segments(_)
+            | Self::Arrangement(_)
+            | Self::Feature(_)
+            | Self::Machine { .. } => ErrorClass::Invalid,
+        }
+    }
 }
 
 /// Ids that the machine itself gives begin with this.
@@ -105,9 +176,10 @@ impl VmConfig {
             return Err(ConfigError::Segments(self.pci_segments));
         }
         let zones = self.memory.iter().map(|zone| zone.id.as_str());
+        let groups = self.rate_limit_groups.iter().map(|group| group.id.as_str());
         let devices = self.devices.iter().map(DeviceConfig::id);
         let mut seen = BTreeSet::new();
-        for id in zones.chain(devices) {
+        for id in zones.chain(groups).chain(devices) {
             if id.starts_with(RESERVED) && !FIXED_IDS.contains(&id) {
                 return Err(ConfigError::ReservedId(id.to_owned()));
             }
@@ -115,7 +187,8 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.to_owned()));
             }
         }
-        self.devices.iter().try_for_each(|device| self.check_device(device))
+        self.devices.iter().try_for_each(|device| self.check_device(device))?;
+        self.check_numa()
     }
 
     fn check_cpus(&self) -> Result<(), ConfigError> {

@@ -1,21 +1,26 @@
 //! What a machine shall be, checked and complete: defaults are filled in, ids are given, references
 //! resolve. Nothing after this module changes a [`VmConfig`].
 //!
-//! What the user said (the command line, the REST API) is turned into this by [`check`](VmConfig::check)
-//! and by the wire types' conversion; what it comes to in addresses is `layout`'s business.
+//! What the user said, on the command line or over the REST API, has one form, the wire types of
+//! `api_client`; [`wire`] turns that into this, and [`check`](VmConfig::check) looks at the whole. What it
+//! comes to in addresses is `layout`'s business.
 
 mod check;
 mod device;
+mod numa;
+pub mod wire;
 
 use std::path::PathBuf;
 
 use arch::x86_64::{feature::FeatureSet, topology::Topology};
 
 pub use self::{
-    check::ConfigError,
+    check::{ConfigError, ErrorClass},
     device::{
-        BlockConfig, ConsoleConfig, ConsoleTarget, DeviceConfig, DeviceKind, NetConfig, PciPlace, RngConfig,
+        BlockConfig, BucketConfig, ConsoleConfig, ConsoleTarget, DeviceConfig, DeviceKind, ImageType,
+        LockGranularity, NetConfig, PciPlace, RateLimit, RngConfig,
     },
+    numa::NumaNode,
 };
 
 /// Size of the pages that memory is counted in, in bytes.
@@ -28,16 +33,24 @@ pub struct VmConfig {
     pub cpus: CpusConfig,
     /// Its memory.
     pub memory: Vec<MemoryZoneConfig>,
+    /// How memory is added to it while it runs.
+    pub hotplug_method: HotplugMethod,
     /// What it boots; absent only until a restored machine's state is loaded.
     pub payload: Option<Payload>,
     /// Its PCI devices, in slot order.
     pub devices: Vec<DeviceConfig>,
+    /// Limits that several disks share.
+    pub rate_limit_groups: Vec<RateLimitGroup>,
     /// The serial port COM1.
     pub serial: ConsoleTarget,
     /// Port of the debug exit device, if there shall be one.
     pub debug_exit: Option<u16>,
     /// Number of PCI segments, 1 to 96.
     pub pci_segments: u16,
+    /// The share that each PCI segment has of the device windows, by segment number.
+    pub segment_weights: Vec<SegmentWeights>,
+    /// NUMA nodes, in the order given; none for a machine without NUMA.
+    pub numa: Vec<NumaNode>,
     /// Whether the guest can report a panic.
     pub pvpanic: bool,
     /// What firmware tables say of the machine.
@@ -90,6 +103,41 @@ pub struct MemoryZoneConfig {
     pub thp: bool,
     /// Address space kept for hotplug, in bytes.
     pub hotplug_size: u64,
+}
+
+/// How memory is added to a running machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HotplugMethod {
+    /// As memory devices of ACPI.
+    #[default]
+    Acpi,
+    /// By virtio-mem.
+    VirtioMem,
+}
+
+/// Limits that several disks share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimitGroup {
+    /// Its id.
+    pub id: String,
+    /// The limits: one bucket at least.
+    pub limit: RateLimit,
+}
+
+/// A PCI segment's share of the device windows. A segment gets its weight's part of the sum of all
+/// weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentWeights {
+    /// Of the window below 4 GiB, above 0.
+    pub mmio32: u32,
+    /// Of the window above RAM, above 0.
+    pub mmio64: u32,
+}
+
+impl Default for SegmentWeights {
+    fn default() -> Self {
+        Self { mmio32: 1, mmio64: 1 }
+    }
 }
 
 /// What a machine boots.
