@@ -353,6 +353,12 @@ mod tests {
     }
 
     #[test]
+    fn the_hypervisor_takes_the_pages_that_are_kept_for_it() {
+        use hypervisor::x86_64::{IDENTITY_MAP_ADDRESS, TSS_ADDRESS};
+        assert_eq!((IDENTITY_MAP_ADDRESS, TSS_ADDRESS), (KVM_IDENTITY_MAP_START, KVM_TSS_START));
+    }
+
+    #[test]
     fn boot_data_bounds_hold_all_boot_data() {
         for (name, start, size) in &PLACES[..8] {
             assert!(*start >= BOOT_DATA_START && start + size <= BOOT_DATA_END, "{name}");
