@@ -3,6 +3,11 @@
 //! clap reads the flags; each option's `key=value` text is read by [`grammar`]; the result is a
 //! `VmConfig` of `vmm`. Names, defaults and the grammar are an interface that clients depend on.
 
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments of options are help texts: brackets are lists"
+)]
+
 mod grammar;
 
 use std::{collections::BTreeMap, path::PathBuf};

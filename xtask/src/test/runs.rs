@@ -1,7 +1,5 @@
 //! The steps that build and run the project's own code.
 
-use std::{fs, path::Path};
-
 use super::{
     Tally, TestRun, Verdict,
     nextest::{self, Scope},
@@ -28,11 +26,6 @@ pub fn tests(workspace: &Workspace, tally: &mut Tally) {
 /// Loom replaces the atomics and locks of the code under test when `cfg(loom)` is set, so it has its own
 /// build of everything.
 pub fn loom(workspace: &Workspace, tally: &mut Tally) {
-    if !mentions(&workspace.root.join("address-manager"), "loom::model") {
-        return tally.check("address-manager", || {
-            Verdict::Skipped("address-manager has no loom test yet".to_owned())
-        });
-    }
     let run = workspace
         .cargo()
         .env("RUSTFLAGS", "--cfg loom")
@@ -68,19 +61,6 @@ fn read_doctests(finished: &Finished) -> TestRun {
         run.broken = Some("the examples could not be built and run".to_owned());
     }
     run
-}
-
-/// Whether a Rust file below `folder` contains `text`.
-fn mentions(folder: &Path, text: &str) -> bool {
-    let Ok(entries) = fs::read_dir(folder) else { return false };
-    entries.flatten().map(|entry| entry.path()).any(|path| {
-        if path.is_dir() {
-            mentions(&path, text)
-        } else {
-            path.extension().is_some_and(|kind| kind == "rs")
-                && fs::read_to_string(&path).is_ok_and(|content| content.contains(text))
-        }
-    })
 }
 
 #[cfg(test)]
