@@ -93,7 +93,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.status_b() & BINARY != 0 { value } else { (value / 10) << 4 | value % 10 }
+        if self.status_b() & BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn hour(&self, hour: u32) -> u32 {
@@ -101,7 +101,7 @@ impl Rtc {
             return hour;
         }
         let afternoon = if hour >= 12 { 0x80 } else { 0 };
-        afternoon | if hour % 12 == 0 { 12 } else { hour % 12 }
+        afternoon | if hour.is_multiple_of(12) { 12 } else { hour % 12 }
     }
 
     fn status_b(&self) -> u8 {
