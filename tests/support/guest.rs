@@ -29,28 +29,28 @@ struct Artifact {
 #[must_use]
 pub fn path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(build)
+    PATH.get_or_init(|| build_release("test-guest", "test-guest"))
 }
 
-/// Lets Cargo build the guest into the target directory of this build, and say where it put it.
-fn build() -> PathBuf {
+/// Lets Cargo build a program into the target directory of this build, and say where it put it.
+pub(crate) fn build_release(package: &str, program: &str) -> PathBuf {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--release", "--package", "test-guest", "--bin", "test-guest"])
+        .args(["build", "--release", "--package", package, "--bin", program])
         .args(["--message-format", "json-render-diagnostics", "--quiet"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .output()
-        .unwrap_or_else(|error| panic!("cargo cannot be started to build the test guest: {error}"));
+        .unwrap_or_else(|error| panic!("cargo cannot be started to build {program}: {error}"));
     assert!(
         output.status.success(),
-        "the test guest cannot be built: {}",
+        "{program} cannot be built: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
         .find_map(|artifact| artifact.executable.filter(|_| artifact.reason == "compiler-artifact"))
-        .unwrap_or_else(|| panic!("cargo built no executable of the test guest"))
+        .unwrap_or_else(|| panic!("cargo built no executable {program}"))
 }
 
 /// How long a guest may be silent before a test fails. Far beyond what any order takes: it ends hung runs only.

@@ -18,9 +18,10 @@ use arch::x86_64::{
 };
 use clap::Parser;
 use thiserror::Error;
-use vmm::config::{ConsoleTarget, CpusConfig, MemoryZoneConfig, Payload, PlatformConfig, VmConfig};
-
-use self::grammar::{GrammarError, Pairs};
+use vmm::config::{
+    ConsoleConfig, ConsoleTarget, CpusConfig, DeviceConfig, MemoryZoneConfig, Payload, PciPlace, PlatformConfig,
+    VmConfig,
+};
 
 /// Cumulet: a virtual machine monitor that brings saved and migrating VMs back to life.
 #[derive(Debug, Parser)]
@@ -55,6 +56,10 @@ pub struct Options {
     /// Serial port: off, null, tty, pty, file=PATH or socket=PATH
     #[arg(long, value_name = "TARGET", help_heading = "Machine", default_value = "null")]
     serial: String,
+
+    /// Virtio console: off, null, tty, pty, file=PATH or socket=PATH
+    #[arg(long, value_name = "TARGET", help_heading = "Machine", default_value = "off")]
+    console: String,
 
     /// A port at which the guest ends the VM: what it writes becomes the exit code.
     #[arg(long, value_name = "0xPORT", help_heading = "Machine")]
@@ -145,7 +150,7 @@ impl Options {
             cpus: cpus(self.cpus.as_deref().unwrap_or(""))?,
             memory: vec![memory(self.memory.as_deref().unwrap_or(""))?],
             payload: Some(self.payload()?),
-            devices: Vec::new(),
+            devices: self.devices()?,
             rate_limit_groups: Vec::new(),
             hotplug_method: vmm::config::HotplugMethod::default(),
             segment_weights: vec![vmm::config::SegmentWeights::default()],
@@ -156,6 +161,18 @@ impl Options {
             pvpanic: false,
             platform: PlatformConfig::default(),
         })
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceConfig>, OptionError> {
+        let mut devices = Vec::new();
+        match console("console", &self.console)? {
+            ConsoleTarget::Off => {}
+            target => {
+                let (id, place) = ("__console".into(), PciPlace::default());
+                devices.push(DeviceConfig::Console(ConsoleConfig { id, place, target }));
+            }
+        }
+        Ok(devices)
     }
 
     fn payload(&self) -> Result<Payload, OptionError> {

@@ -1,0 +1,217 @@
+//! The test guest on Cumulet, on the host's own hypervisor: it boots, obeys, and ends as it should; and what cannot be
+//! booted is refused in one line that says why.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cumulet_tests::{
+    cumulet::{self, Vm},
+    guest,
+};
+use test_guest::pattern;
+
+/// First address that is the tests' own (docs/test-guest.md).
+const FREE: u64 = 32 << 20;
+
+#[test]
+fn boots_obeys_and_ends_with_the_guests_code() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut vm = Vm::boot("", &["--cpus", "boot=2", "--memory", "size=256M"]);
+    let ready = vm.console.ready();
+    // The first megabyte and what the tables take are not RAM to the guest.
+    assert!((255 << 20..=256 << 20).contains(&ready.memory_bytes), "{ready:?}");
+    vm.console.ok("ping");
+    vm.console.ok(&format!("fill {FREE:#x} 1M 7"));
+    assert_eq!(vm.console.ok(&format!("verify {FREE:#x} 1M 7")), "same");
+    let sum = guest::number(&vm.console.ok(&format!("sum {FREE:#x} 4096")));
+    assert_eq!(sum, pattern::pattern_checksum(7, 4096));
+    vm.console.send("exit 42");
+    assert_eq!(vm.exit_code(), 42);
+}
+
+#[test]
+fn every_processor_runs() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut vm = Vm::boot("", &["--cpus", "boot=4", "--memory", "size=128M"]);
+    assert_eq!(vm.console.ready().cpus, 4);
+    vm.console.send("exit 0");
+    assert_eq!(vm.exit_code(), 0);
+}
+
+#[test]
+fn memory_can_be_shared_and_reach_beyond_the_hole() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut vm = Vm::boot("", &["--memory", "size=5G,shared=on"]);
+    let ready = vm.console.ready();
+    assert!(ready.memory_bytes > (5 << 30) - (2 << 20), "{ready:?}");
+    let above = 0x1_0000_0000u64;
+    vm.console.ok(&format!("fill {above:#x} 64K 9"));
+    assert_eq!(vm.console.ok(&format!("verify {above:#x} 64K 9")), "same");
+    vm.console.send("exit 1");
+    assert_eq!(vm.exit_code(), 1);
+}
+
+#[test]
+fn hidden_features_are_hidden() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    // CPUID leaf 1, ECX: bit 13 is cx16, bit 26 xsave; a hidden xsave takes avx (bit 28) along.
+    let ecx = |hide: &str| {
+        let mut vm = Vm::boot("", &["--cpus", &format!("boot=1{hide}")]);
+        vm.console.ready();
+        let leaf = vm.console.ok("cpuid 1");
+        guest::number(leaf.split_ascii_whitespace().nth(2).unwrap())
+    };
+    let all = ecx("");
+    assert_ne!(all & 1 << 13, 0, "{all:#x}");
+    let masked = ecx(",hide=[cx16,xsave]");
+    assert_eq!(masked & (1 << 13 | 1 << 26 | 1 << 28), 0, "{masked:#x}");
+}
+
+#[test]
+fn a_reset_boots_anew_in_the_same_process() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut vm = Vm::boot("", &["--memory", "size=64M"]);
+    let mut nonces = vec![vm.console.ready().nonce];
+    for order in ["reset", "triple", "reset"] {
+        vm.console.send(order);
+        nonces.push(vm.console.ready().nonce);
+    }
+    nonces.sort_unstable();
+    nonces.dedup();
+    assert_eq!(nonces.len(), 4, "each boot has its own nonce");
+    vm.console.send("exit 5");
+    assert_eq!(vm.exit_code(), 5);
+}
+
+#[test]
+fn power_off_is_a_normal_end() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    // The sleep control register: sleep type 5, enable.
+    let vm = Vm::boot("out 0x600 1 0x34", &["--memory", "size=64M"]);
+    assert_eq!(vm.exit_code(), 0);
+}
+
+#[test]
+fn a_signal_is_a_normal_end() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    for name in ["TERM", "INT"] {
+        let mut vm = Vm::boot("", &["--cpus", "boot=2"]);
+        vm.console.ready();
+        vm.signal(name);
+        assert_eq!(vm.exit_code(), 0, "SIG{name}");
+    }
+}
+
+#[test]
+fn the_report_tells_one_commit() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vm = Vm::boot("exit 0", &["--report"]);
+    let (status, said) = vm.end();
+    assert!(status.success(), "{said}");
+    assert!(said.starts_with("commit 1 (boot): "), "{said}");
+    assert_eq!(said.matches("commit ").count(), 1, "{said}");
+}
+
+#[test]
+fn junk_in_configuration_space_is_survived() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut vm = Vm::boot("", &["--memory", "size=64M"]);
+    vm.console.ready();
+    for width in [1, 2, 4] {
+        for register in (0..0x100).step_by(width) {
+            vm.console.ok(&format!("out 0xcf8 4 {:#x}", 0x8000_0000u32 | (register & 0xfc)));
+            vm.console.ok(&format!("out {:#x} {width} 0xffffffff", 0xcfc + (register & 3)));
+        }
+    }
+    vm.console.ok("ping");
+    vm.console.send("exit 9");
+    assert_eq!(vm.exit_code(), 9);
+}
+
+/// Runs the program with options that cannot be, and returns the one line that it says.
+fn refusal(arguments: &[&str]) -> String {
+    let output = cumulet::output(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    said
+}
+
+fn refused_kernel(path: &Path, memory: &str) -> String {
+    refusal(&["--kernel", path.to_str().unwrap(), "--memory", memory, "--console", "off"])
+}
+
+/// A copy of the test guest with some bytes changed, cut to a length.
+fn damaged(directory: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let mut image = fs::read(guest::path()).unwrap();
+    change(&mut image);
+    let path = directory.join(name);
+    fs::write(&path, image).unwrap();
+    path
+}
+
+#[test]
+fn kernels_that_cannot_be_booted_are_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let cases = [
+        (place.join("missing"), "No such file"),
+        (place.to_path_buf(), "not a regular file"),
+        (damaged(place, "empty", Vec::clear), "is empty"),
+        (damaged(place, "text", |image| image.splice(0..4, *b"#!/b").for_each(drop)), "23 21 2f 62"),
+        (damaged(place, "truncated", |image| image.truncate(100)), "truncated"),
+        (damaged(place, "machine", |image| image[18] = 3), "machine"),
+    ];
+    for (kernel, expected) in cases {
+        let said = refused_kernel(&kernel, "size=64M");
+        assert!(said.contains(expected), "{}: {said:?} has no {expected:?}", kernel.display());
+        assert!(said.contains("kernel"), "{said}");
+    }
+    let said = refused_kernel(guest::path(), "size=1M");
+    assert!(said.contains("memory") || said.contains("RAM"), "{said}");
+}
+
+#[test]
+fn machines_that_cannot_be_are_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let kernel = guest::path().to_str().unwrap();
+    let cases: [(&[&str], &str); 9] = [
+        (&["--cpus", "boot=0"], "at least 1 vCPU"),
+        (&["--cpus", "boot=5000,max=5000"], "5000"),
+        (&["--cpus", "boot=2,max=1"], "2"),
+        (&["--cpus", "boot=1,hide=[flux]"], "flux"),
+        (&["--memory", "size=0"], "0"),
+        (&["--memory", "size=4095"], "4095"),
+        (&["--memory", "size=1000000G"], "1073741824000000"),
+        (&["--memory", "size=99999999999G"], "64 bits"),
+        (&["--memory", "sise=1G"], "sise"),
+    ];
+    for (arguments, expected) in cases {
+        let said = refusal(&[&["--kernel", kernel, "--console", "off"], arguments].concat());
+        assert!(said.contains(expected), "{arguments:?}: {said:?} has no {expected:?}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The program under test: built with optimisation, started with options, talked to over the guest's serial port.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::File,
+    io::Read,
+    path::Path,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use crate::guest::{self, Console};
+
+/// Returns the path of `cumulet`, built with optimisation.
+///
+/// # Panics
+///
+/// If it cannot be built; with what Cargo said.
+#[must_use]
+pub fn path() -> &'static Path {
+    static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| guest::build_release("cumulet", "cumulet"))
+}
+
+/// Returns whether `/dev/kvm` can be opened. Without it a test fails, unless the run is declared to be without KVM.
+///
+/// # Panics
+///
+/// If it cannot be opened and the run is not declared to be without it.
+#[must_use]
+#[expect(clippy::print_stdout, reason = "the test report counts this line")]
+pub fn kvm_is_usable() -> bool {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) if env::var_os("CUMULET_WITHOUT_KVM").is_some_and(|value| value == "1") => {
+            println!("SKIPPED: /dev/kvm cannot be opened: {error}");
+            false
+        }
+        Err(error) => panic!("/dev/kvm cannot be opened: {error}"),
+    }
+}
+
+/// Runs the program to its end without a guest to talk to.
+///
+/// # Panics
+///
+/// If it cannot be started.
+pub fn output<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
+    Command::new(path())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"))
+}
+
+/// How long a VM may take to end before a test fails.
+const END_MAX: Duration = Duration::from_secs(60);
+
+/// A VM with the test guest. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    /// The guest's serial port.
+    pub console: Console,
+}
+
+impl Vm {
+    /// Boots the test guest with `orders` on its command line, and `arguments` added to the options.
+    ///
+    /// # Panics
+    ///
+    /// If the program cannot be started.
+    pub fn boot<A: AsRef<OsStr>>(orders: &str, arguments: &[A]) -> Self {
+        let mut child = Command::new(path())
+            .arg("--kernel")
+            .arg(guest::path())
+            .args(["--serial", "tty", "--console", "off", "--debug-exit", "0x501"])
+            .arg("--cmdline")
+            .arg(orders)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"));
+        let output = child.stdout.take().expect("it is piped");
+        let input = child.stdin.take().expect("it is piped");
+        Self { child, console: Console::new(output, input) }
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "signal {name} cannot be sent");
+    }
+
+    /// Waits for the end; returns the status and what the program said on standard error.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end within a minute.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let deadline = Instant::now() + END_MAX;
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => panic!("cumulet did not end within {END_MAX:?}"),
+                Err(error) => panic!("cumulet cannot be waited for: {error}"),
+            }
+        };
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut said).expect("what it says is text");
+        }
+        (status, said)
+    }
+
+    /// Waits for the end and returns the exit code.
+    ///
+    /// # Panics
+    ///
+    /// If it ends otherwise than by exiting.
+    pub fn exit_code(self) -> i32 {
+        let (status, said) = self.end();
+        status.code().unwrap_or_else(|| panic!("cumulet ended by a signal; it said {said:?}"))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Both fail only if the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
