@@ -19,9 +19,11 @@ use arch::x86_64::{
 use clap::Parser;
 use thiserror::Error;
 use vmm::config::{
-    ConsoleConfig, ConsoleTarget, CpusConfig, DeviceConfig, MemoryZoneConfig, Payload, PciPlace, PlatformConfig,
-    VmConfig,
+    ConsoleConfig, ConsoleTarget, CpusConfig, DeviceConfig, MemoryZoneConfig, Payload, PciPlace,
+    PlatformConfig, VmConfig,
 };
+
+use self::grammar::{GrammarError, Pairs};
 
 /// Cumulet: a virtual machine monitor that brings saved and migrating VMs back to life.
 #[derive(Debug, Parser)]
