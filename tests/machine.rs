@@ -64,7 +64,8 @@ fn hidden_features_are_hidden() {
     if !cumulet::kvm_is_usable() {
         return;
     }
-    // CPUID leaf 1, ECX: bit 13 is cx16, bit 26 xsave; a hidden xsave takes avx (bit 28) along.
+    // CPUID leaf 1, ECX: bit 13 is cx16, bit 23 popcnt. (XSAVE is no example: a back end that runs the guest's user
+    // code natively shows the host's, whatever the table says.)
     let ecx = |hide: &str| {
         let mut vm = Vm::boot("", &["--cpus", &format!("boot=1{hide}")]);
         vm.console.ready();
@@ -72,9 +73,10 @@ fn hidden_features_are_hidden() {
         guest::number(leaf.split_ascii_whitespace().nth(2).unwrap())
     };
     let all = ecx("");
-    assert_ne!(all & 1 << 13, 0, "{all:#x}");
-    let masked = ecx(",hide=[cx16,xsave]");
-    assert_eq!(masked & (1 << 13 | 1 << 26 | 1 << 28), 0, "{masked:#x}");
+    let bits = 1 << 13 | 1 << 23;
+    assert_eq!(all & bits, bits, "{all:#x}");
+    let masked = ecx(",hide=[cx16,popcnt]");
+    assert_eq!(masked, all & !bits, "{masked:#x}");
 }
 
 #[test]
@@ -138,9 +140,10 @@ fn junk_in_configuration_space_is_survived() {
     let mut vm = Vm::boot("", &["--memory", "size=64M"]);
     vm.console.ready();
     for width in [1, 2, 4] {
-        for register in (0..0x100).step_by(width) {
+        let ones = u32::MAX >> (32 - 8 * width);
+        for register in (0u32..0x100).step_by(width) {
             vm.console.ok(&format!("out 0xcf8 4 {:#x}", 0x8000_0000u32 | (register & 0xfc)));
-            vm.console.ok(&format!("out {:#x} {width} 0xffffffff", 0xcfc + (register & 3)));
+            vm.console.ok(&format!("out {:#x} {width} {ones:#x}", 0xcfc + (register & 3)));
         }
     }
     vm.console.ok("ping");
@@ -150,9 +153,9 @@ fn junk_in_configuration_space_is_survived() {
 
 /// Runs the program with options that cannot be, and returns the one line that it says.
 fn refusal(arguments: &[&str]) -> String {
-    let output = cumulet::output(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    let (code, said) = cumulet::refusal(arguments);
+    assert_eq!(code, Some(1), "{arguments:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "one line says it all: {said}");
     said
 }
 
@@ -182,7 +185,7 @@ fn kernels_that_cannot_be_booted_are_refused() {
         (damaged(place, "empty", Vec::clear), "is empty"),
         (damaged(place, "text", |image| image.splice(0..4, *b"#!/b").for_each(drop)), "23 21 2f 62"),
         (damaged(place, "truncated", |image| image.truncate(100)), "truncated"),
-        (damaged(place, "machine", |image| image[18] = 3), "machine"),
+        (damaged(place, "machine", |image| image[18] = 40), "machine is 0x28"),
     ];
     for (kernel, expected) in cases {
         let said = refused_kernel(&kernel, "size=64M");

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::Read,
     path::Path,
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -42,17 +42,21 @@ pub fn kvm_is_usable() -> bool {
     }
 }
 
-/// Runs the program to its end without a guest to talk to.
+/// Runs the program to its end without a guest to talk to; returns the exit code and what it said on standard error.
 ///
 /// # Panics
 ///
-/// If it cannot be started.
-pub fn output<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
-    Command::new(path())
+/// If it cannot be started, or does not end within a minute.
+pub fn refusal<A: AsRef<OsStr>>(arguments: &[A]) -> (Option<i32>, String) {
+    let child = Command::new(path())
         .args(arguments)
         .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"));
+    let (status, said) = end(child);
+    (status.code(), said)
 }
 
 /// How long a VM may take to end before a test fails.
@@ -61,7 +65,8 @@ const END_MAX: Duration = Duration::from_secs(60);
 /// A VM with the test guest. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Vm {
-    child: Child,
+    // Taken by the one that waits for the end.
+    child: Option<Child>,
     /// The guest's serial port.
     pub console: Console,
 }
@@ -87,13 +92,13 @@ impl Vm {
             .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"));
         let output = child.stdout.take().expect("it is piped");
         let input = child.stdin.take().expect("it is piped");
-        Self { child, console: Console::new(output, input) }
+        Self { child: Some(child), console: Console::new(output, input) }
     }
 
     /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().expect("it has not been waited for").id()
     }
 
     /// Sends the process a signal.
@@ -112,20 +117,7 @@ impl Vm {
     ///
     /// If it does not end within a minute.
     pub fn end(mut self) -> (ExitStatus, String) {
-        let deadline = Instant::now() + END_MAX;
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                Ok(None) => panic!("cumulet did not end within {END_MAX:?}"),
-                Err(error) => panic!("cumulet cannot be waited for: {error}"),
-            }
-        };
-        let mut said = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            stderr.read_to_string(&mut said).expect("what it says is text");
-        }
-        (status, said)
+        end(self.child.take().expect("it is taken only here"))
     }
 
     /// Waits for the end and returns the exit code.
@@ -141,8 +133,32 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // Both fail only if the process has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(mut child) = self.child.take() {
+            // Both fail only if the process has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+/// Waits for a process, but not for ever; returns its status and what it said on standard error.
+fn end(mut child: Child) -> (ExitStatus, String) {
+    let deadline = Instant::now() + END_MAX;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                // Fails only if it ends at this very moment.
+                let _ = child.kill();
+                panic!("cumulet did not end within {END_MAX:?}");
+            }
+            Err(error) => panic!("cumulet cannot be waited for: {error}"),
+        }
+    };
+    let mut said = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut said).expect("what it says is text");
+    }
+    (status, said)
 }

@@ -60,6 +60,8 @@ impl Bus {
     }
 
     fn read(&mut self, space: IoSpace, address: u64, data: &mut [u8]) {
+        // What no register answers reads as ones; the hypervisor's buffer holds anything.
+        data.fill(0xff);
         if !self.dispatcher.read(space, address, data) {
             count(&self.counters.unanswered);
         }

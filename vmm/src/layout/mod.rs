@@ -10,6 +10,7 @@ mod check;
 
 use devices::pci::Bdf;
 use serde::{Deserialize, Serialize};
+use virtio_devices::transport::pci::BarLayout;
 
 pub use self::{allocate::HostCaps, check::LayoutError};
 use crate::config::DeviceKind;
@@ -103,6 +104,6 @@ pub struct DeviceLayout {
 }
 
 /// Size of a virtio device's register BAR, by its number of queues.
-fn bar_size(_queues: usize) -> u64 {
-    0x8_0000
+fn bar_size(queues: usize) -> u64 {
+    BarLayout::new(u16::try_from(queues).unwrap_or(u16::MAX)).spec().size
 }

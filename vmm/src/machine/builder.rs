@@ -164,7 +164,8 @@ impl Prepared {
         let mut devices = Vec::with_capacity(layout.devices.len());
         let mut staged = Vec::with_capacity(layout.devices.len());
         for (device, device_config) in layout.devices.iter().zip(&config.devices) {
-            let context = attach::Context { manager: &manager, interrupts: &interrupts };
+            let doorbell_any_width = capabilities.doorbell_any_width;
+            let context = attach::Context { manager: &manager, interrupts: &interrupts, doorbell_any_width };
             let attached = attach::attach(device_config, device, &context)
                 .map_err(|source| BuildError::Attach { id: device.id.clone(), source })?;
             let segment = segments

@@ -2,7 +2,9 @@
 //! constructor. This is the only place that matches over all kinds of devices. It knows no address:
 //! the layout has them.
 
+mod rng;
 pub mod terminal;
+mod virtio;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -37,6 +39,9 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// The device's PCI function cannot be made.
+    #[error("cannot make its PCI function")]
+    Function(#[source] io::Error),
     /// This build cannot do that.
     #[error("this version has no support for {what}")]
     Unavailable {
@@ -60,6 +65,8 @@ pub struct Context<'machine> {
     pub manager: &'machine Arc<AddressManager>,
     /// Where interrupts go.
     pub interrupts: &'machine Arc<Interrupts>,
+    /// Whether a doorbell may match a write of any width.
+    pub doorbell_any_width: bool,
 }
 
 /// Opens what `config` needs and builds the device at the place that `layout` gives it.
@@ -69,10 +76,15 @@ pub struct Context<'machine> {
 pub fn attach(
     config: &DeviceConfig,
     layout: &DeviceLayout,
-    _context: &Context<'_>,
+    context: &Context<'_>,
 ) -> Result<SharedDevice, AttachError> {
     if config.kind() != layout.kind {
         return Err(AttachError::Kind { configured: config.kind(), laid_out: layout.kind });
     }
-    Err(AttachError::Unavailable { what: "virtio devices" })
+    match config {
+        DeviceConfig::Rng(config) => rng::attach(config, layout, context),
+        DeviceConfig::Console(_) => Err(AttachError::Unavailable { what: "virtio consoles" }),
+        DeviceConfig::Block(_) => Err(AttachError::Unavailable { what: "virtio block devices" }),
+        DeviceConfig::Net(_) => Err(AttachError::Unavailable { what: "virtio network devices" }),
+    }
 }

@@ -1,0 +1,24 @@
+//! Virtio entropy source: opens where entropy is read from.
+
+use std::{fs::File, sync::Arc};
+
+use devices::SharedDevice;
+use virtio_devices::{rng::Rng, worker::PlainThreads};
+
+use super::{AttachError, Context, virtio};
+use crate::{config::RngConfig, layout::DeviceLayout};
+
+/// Opens the source and builds the device.
+///
+/// # Errors
+/// The source cannot be opened, or the host has no descriptor left.
+pub fn attach(
+    config: &RngConfig,
+    layout: &DeviceLayout,
+    context: &Context<'_>,
+) -> Result<SharedDevice, AttachError> {
+    let source = File::open(&config.source)
+        .map_err(|source| AttachError::Open { path: config.source.clone(), source })?;
+    let device = Rng::new(&config.id, source, Arc::new(PlainThreads));
+    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+}
