@@ -64,19 +64,16 @@ fn hidden_features_are_hidden() {
     if !cumulet::kvm_is_usable() {
         return;
     }
-    // CPUID leaf 1, ECX: bit 13 is cx16, bit 23 popcnt. (XSAVE is no example: a back end that runs the guest's user
-    // code natively shows the host's, whatever the table says.)
-    let ecx = |hide: &str| {
+    // CPUID leaf 1, ECX, bit 13. (Other bits are no example: a back end that runs the guest's user code natively shows
+    // the host's for most of them, whatever table it is given. What the table holds is tested in `arch`.)
+    let cx16 = |hide: &str| {
         let mut vm = Vm::boot("", &["--cpus", &format!("boot=1{hide}")]);
         vm.console.ready();
         let leaf = vm.console.ok("cpuid 1");
-        guest::number(leaf.split_ascii_whitespace().nth(2).unwrap())
+        guest::number(leaf.split_ascii_whitespace().nth(2).unwrap()) & 1 << 13
     };
-    let all = ecx("");
-    let bits = 1 << 13 | 1 << 23;
-    assert_eq!(all & bits, bits, "{all:#x}");
-    let masked = ecx(",hide=[cx16,popcnt]");
-    assert_eq!(masked, all & !bits, "{masked:#x}");
+    assert_ne!(cx16(""), 0);
+    assert_eq!(cx16(",hide=[cx16]"), 0);
 }
 
 #[test]
@@ -160,15 +157,15 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 fn refused_kernel(path: &Path, memory: &str) -> String {
-    refusal(&["--kernel", path.to_str().unwrap(), "--memory", memory, "--console", "off"])
+    refusal(&["--kernel", path.to_str().expect("a path of ours is text"), "--memory", memory, "--console", "off"])
 }
 
 /// A copy of the test guest with some bytes changed, cut to a length.
 fn damaged(directory: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
-    let mut image = fs::read(guest::path()).unwrap();
+    let mut image = fs::read(guest::path()).expect("the guest can be read");
     change(&mut image);
     let path = directory.join(name);
-    fs::write(&path, image).unwrap();
+    fs::write(&path, image).expect("a copy can be written");
     path
 }
 
