@@ -138,6 +138,9 @@ impl ActivateError {
     }
 }
 
+/// A feature bit, and the bits of which it needs one.
+pub type FeatureRule = (u64, u64);
+
 /// A stopped queue: its number and how far it came.
 pub type StoppedQueue = (u16, QueueState);
 
@@ -152,9 +155,10 @@ pub trait VirtioDevice: Persist + Send {
     /// The device-specific features that it offers. Never changes.
     fn features(&self) -> u64;
 
-    /// Whether the device can work with these negotiated features, which are a subset of those offered.
-    fn accepts(&self, _negotiated: u64) -> bool {
-        true
+    /// Features that mean nothing without others: a bit, and bits of which one has to be there too. A driver
+    /// that breaks such a rule does not get FEATURES_OK.
+    fn feature_rules(&self) -> &'static [FeatureRule] {
+        &[]
     }
 
     /// The largest size of each of its queues. Never changes.

@@ -11,6 +11,7 @@ pub mod device;
 pub mod features;
 pub mod host;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

@@ -151,6 +151,16 @@ impl QueueSlot {
         self.queue.as_mut().filter(|queue| !queue.queue.is_broken())
     }
 
+    /// The queue, if there is one.
+    pub fn working_or_broken(&mut self) -> Option<&mut ActiveQueue> {
+        self.queue.as_mut()
+    }
+
+    /// The thread begins: nothing is waited for yet.
+    pub fn begin(&mut self) {
+        self.watched = None;
+    }
+
     /// Waits for kicks, from the first time on that there is a queue.
     ///
     /// # Errors
@@ -266,6 +276,15 @@ impl<J: Job> Worker<J> {
                 self.shared.rest();
                 self.job().fail(&problem);
             }
+        }
+    }
+
+    /// Lets a thread that runs look at everything, and one that has not begun begin.
+    pub fn wake_or_resume(&mut self) {
+        if self.thread.is_some() {
+            self.wake();
+        } else {
+            self.resume();
         }
     }
 

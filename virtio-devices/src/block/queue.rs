@@ -29,6 +29,9 @@ const KICK: u32 = 0;
 const ENGINE: u32 = 1;
 const TIMER: u32 = 2;
 
+/// Requests that are begun together, before those that are done are given back.
+const BATCH: u32 = 32;
+
 /// A request in flight.
 #[derive(Debug)]
 struct Pending {
@@ -92,19 +95,29 @@ impl QueueJob {
         let mut left = BUDGET;
         loop {
             self.queue.queue.disable_notification(&*memory)?;
-            while !self.quiet && !self.throttled && left > 0 {
-                left -= 1;
-                let Some(chain) = self.queue.queue.pop(&*memory)? else { break };
+            let mut batch = BATCH;
+            while !self.quiet
+                && !self.throttled
+                && batch > 0
+                && let Some(chain) = self.queue.queue.pop(&*memory)?
+            {
+                batch -= 1;
                 self.begin(chain, &memory)?;
             }
             self.kick_engine();
             self.complete()?;
+            left = left.saturating_sub(BATCH - batch);
             if left == 0 {
                 // A driver that never rests must not keep the thread from coming to a halt.
                 signal(&self.queue.kick);
                 break;
             }
-            if self.quiet || self.throttled || !self.queue.queue.enable_notification(&*memory)? {
+            if self.quiet || self.throttled {
+                break;
+            }
+            if batch == 0 {
+                self.queue.notify(&memory)?;
+            } else if !self.queue.queue.enable_notification(&*memory)? {
                 break;
             }
         }

@@ -147,6 +147,8 @@ impl Job for PortJob {
     fn start(&mut self, _poller: &Poller) -> io::Result<()> {
         // The thread's poller is a new one.
         self.polled = Polled::default();
+        self.receive.begin();
+        self.transmit.begin();
         Ok(())
     }
 

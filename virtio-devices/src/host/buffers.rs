@@ -3,9 +3,9 @@
 //!
 //! A [`Buffers`] keeps what its addresses point to: the view of guest memory, or the buffer. Whoever hands
 //! the addresses to the kernel keeps the `Buffers` until the kernel is done.
-#![expect(unsafe_code, reason = "addresses of memory that is kept here are sent to another thread")]
+#![expect(unsafe_code, reason = "addresses of memory that is kept or borrowed here are given to the kernel")]
 
-use std::sync::Arc;
+use std::{fs::File, io, marker::PhantomData, os::fd::AsRawFd, sync::Arc};
 
 use address_manager::GuestMemoryView;
 use vm_memory::bitmap::Bitmap;
@@ -146,6 +146,90 @@ impl Buffers {
             }),
         }
     }
+}
+
+/// Vectors for one system call that is over when it returns: pieces of guest memory and of our own.
+#[derive(Debug)]
+pub struct Vectors<'m> {
+    vectors: Vec<libc::iovec>,
+    memory: PhantomData<&'m mut [u8]>,
+}
+
+impl<'m> Vectors<'m> {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { vectors: Vec::with_capacity(16), memory: PhantomData }
+    }
+
+    /// Adds the first `len` bytes of a part of a chain.
+    ///
+    /// # Errors
+    /// The part is shorter.
+    pub fn add_chain(
+        &mut self,
+        chain: &Chain,
+        part: Part,
+        len: u32,
+        memory: &'m GuestMemoryView,
+    ) -> Result<(), QueueError> {
+        let vectors = &mut self.vectors;
+        each_slice(chain, part, 0, len, memory, |base, len| {
+            vectors.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+        })
+    }
+
+    /// Adds bytes of our own.
+    pub fn add_bytes(&mut self, bytes: &'m mut [u8]) {
+        self.vectors.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+    }
+
+    /// readv(2): one frame, where the descriptor deals in frames.
+    ///
+    /// # Errors
+    /// The host's; `WouldBlock` if there is none now.
+    pub fn receive(&mut self, file: &File) -> io::Result<usize> {
+        let count = self.count()?;
+        // SAFETY: each vector describes memory that is borrowed for 'm: guest memory, which anybody may
+        // write, or a slice that is borrowed exclusively.
+        let result = unsafe { libc::readv(file.as_raw_fd(), self.vectors.as_ptr(), count) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// writev(2): likewise.
+    ///
+    /// # Errors
+    /// The host's; `WouldBlock` if it cannot be taken now.
+    pub fn send(&self, file: &File) -> io::Result<usize> {
+        let count = self.count()?;
+        // SAFETY: as for `receive`.
+        let result = unsafe { libc::writev(file.as_raw_fd(), self.vectors.as_ptr(), count) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn count(&self) -> io::Result<libc::c_int> {
+        if self.vectors.len() > MAX_VECTORS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        libc::c_int::try_from(self.vectors.len()).map_err(|_| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl Default for Vectors<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The kernel wrote the first `len` bytes of a chain's writable part: marks them written, which vm-memory has
+/// not seen.
+///
+/// # Errors
+/// The part is shorter, or its memory has gone.
+pub fn mark_written(chain: &Chain, len: u32, memory: &GuestMemoryView) -> Result<(), QueueError> {
+    chain.writable_slices(memory, 0, len, |slice| {
+        let written = slice.len();
+        Bitmap::mark_dirty(slice.bitmap(), 0, written);
+    })
 }
 
 fn each_slice(

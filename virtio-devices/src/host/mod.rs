@@ -5,3 +5,4 @@ pub mod affinity;
 pub mod buffers;
 pub mod disk;
 pub mod rate_limiter;
+pub mod tap;

@@ -64,6 +64,32 @@ impl RateLimiter {
         }
         Ok(())
     }
+
+    /// Whether an operation of unknown size may pass; [`charge`](Self::charge) it when its size is known.
+    ///
+    /// # Errors
+    /// Not now: how long to wait before asking again.
+    pub fn ready(&self, now: Instant) -> Result<(), Duration> {
+        let mut buckets = self.buckets.lock();
+        let Buckets { bytes, operations } = &mut *buckets;
+        let mut wait = Duration::ZERO;
+        for bucket in [bytes, operations].into_iter().flatten() {
+            bucket.refill(now);
+            wait = wait.max(bucket.missing(1));
+        }
+        if wait.is_zero() { Ok(()) } else { Err(wait) }
+    }
+
+    /// Takes note of an operation that passed, going into debt if need be.
+    pub fn charge(&self, bytes: u64) {
+        let mut buckets = self.buckets.lock();
+        let Buckets { bytes: byte_bucket, operations } = &mut *buckets;
+        for (bucket, cost) in [(byte_bucket, bytes), (operations, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.spend(cost);
+            }
+        }
+    }
 }
 
 /// Tokens are counted in units of 1 / (nanoseconds of a refill), so that a nanosecond adds `size` units.
@@ -145,6 +171,16 @@ mod tests {
         assert!(limiter.take(11, start + Duration::from_millis(1)).is_err());
         assert_eq!(limiter.take(1000, start + Duration::from_secs(100)), Ok(()));
         assert!(limiter.take(1, start + Duration::from_secs(100)).is_err());
+    }
+
+    #[test]
+    fn what_passed_before_its_size_was_known_is_paid_for() {
+        let (limiter, start) = bytes(100, 0, 100);
+        assert!(limiter.ready(start).is_ok());
+        limiter.charge(150);
+        let wait = limiter.ready(start).unwrap_err();
+        assert!(wait > Duration::from_millis(50) && wait < Duration::from_millis(52), "{wait:?}");
+        assert!(limiter.ready(start + wait).is_ok());
     }
 
     #[test]

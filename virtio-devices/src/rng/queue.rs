@@ -54,6 +54,7 @@ impl RequestJob {
 
 impl Job for RequestJob {
     fn start(&mut self, _poller: &Poller) -> io::Result<()> {
+        self.queue.begin();
         Ok(())
     }
 

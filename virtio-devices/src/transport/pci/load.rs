@@ -115,12 +115,12 @@ impl VirtioPci {
         }
         if device_status & status::FEATURES_OK != 0 && !self.registers.features_fit() {
             let missing = self.registers.driver_features & !self.registers.offered();
-            let why =
-                format!("the guest uses {missing:#x}, which this device does not offer, or lacks version 1");
+            let why = if missing == 0 {
+                format!("{:#x} lack version 1, or contradict each other", self.registers.driver_features)
+            } else {
+                format!("the guest uses {missing:#x}, which this device does not offer")
+            };
             return Err(LoadError::field("driver_features", why));
-        }
-        if serving(device_status) && !self.device.accepts(self.registers.driver_features) {
-            return Err(LoadError::field("driver_features", "contradict each other"));
         }
         Ok(())
     }

@@ -132,7 +132,7 @@ impl VirtioPci {
             sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new)).collect();
         let kicks: Arc<[Arc<EventFd>]> = kicks?.into();
         let offered = device.features() | features::TRANSPORT;
-        let registers = Registers::new(&place.id, offered, sizes);
+        let registers = Registers::new(&place.id, offered, device.feature_rules(), sizes);
         let layout = BarLayout::new(registers.count());
         let table = MsixTable::new(msi, place.requester, layout.vectors());
         let interrupts = Interrupts::new(Arc::clone(&table), kicks.len());
@@ -248,10 +248,6 @@ impl VirtioPci {
     fn driver_ready(&mut self) -> ConfigEffect {
         let memory = self.memory.view();
         self.interrupts.add_status(status::DRIVER_OK);
-        if !self.device.accepts(self.registers.driver_features) {
-            self.broken(&"the negotiated features contradict each other");
-            return ConfigEffect::None;
-        }
         let queues = match self.build_queues(&memory, |_| None) {
             Ok(queues) => queues,
             Err((index, error)) => {

@@ -15,6 +15,7 @@ use log::debug;
 
 use super::state::QueueRegistersState;
 use crate::{
+    device::FeatureRule,
     features,
     interrupt::{Interrupts, NO_VECTOR, status},
     queue::{MAX_QUEUE_SIZE, QueueConfig},
@@ -59,6 +60,7 @@ impl QueueRegisters {
 pub(super) struct Registers {
     id: String,
     offered: u64,
+    rules: &'static [FeatureRule],
     pub(super) device_feature_select: u32,
     pub(super) driver_feature_select: u32,
     pub(super) driver_features: u64,
@@ -67,10 +69,11 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    pub(super) fn new(id: &str, offered: u64, max_sizes: &[u16]) -> Self {
+    pub(super) fn new(id: &str, offered: u64, rules: &'static [FeatureRule], max_sizes: &[u16]) -> Self {
         Self {
             id: id.to_owned(),
             offered,
+            rules,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
@@ -214,9 +217,12 @@ impl Registers {
         if added & status::DRIVER_OK != 0 { Action::Activate } else { Action::None }
     }
 
-    /// A subset of what is offered, and version 1.
+    /// A subset of what is offered, version 1, and nothing that lacks what it needs.
     pub(super) fn features_fit(&self) -> bool {
-        self.driver_features & !self.offered == 0 && self.negotiated(features::VERSION_1)
+        let broken = |(bit, needs): &FeatureRule| self.negotiated(*bit) && !self.negotiated(*needs);
+        self.driver_features & !self.offered == 0
+            && self.negotiated(features::VERSION_1)
+            && !self.rules.iter().any(broken)
     }
 
     fn write_size(&mut self, size: u16) {

@@ -1,0 +1,470 @@
+//! Tap interfaces (Linux `Documentation/networking/tuntap.rst`): made or opened by name, or taken over as
+//! descriptors; and the addresses of their host end.
+#![expect(unsafe_code, reason = "ioctls of tap devices and network interfaces")]
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    sync::Arc,
+};
+
+use thiserror::Error;
+
+use crate::net::NetBackend;
+
+/// Length in bytes of the header before each frame (virtio 1.3 section 5.1.6): that of version 1.
+pub const HEADER: usize = 12;
+
+const TUN: &str = "/dev/net/tun";
+/// Name of taps that are not named: the kernel puts a number in.
+const ANY_NAME: &str = "vmtap%d";
+
+// <linux/if_tun.h>
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_ATTACH_QUEUE: u16 = 0x0200;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+const TUN_F_CSUM: libc::c_ulong = 0x01;
+const TUN_F_TSO4: libc::c_ulong = 0x02;
+const TUN_F_TSO6: libc::c_ulong = 0x04;
+const TUN_F_TSO_ECN: libc::c_ulong = 0x08;
+const TUN_F_UFO: libc::c_ulong = 0x10;
+
+/// A tap cannot be used.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// The name is empty, too long, or has characters that no interface name has.
+    #[error("{name:?} is no name of a network interface")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The kernel refuses.
+    #[error("tap {name}: cannot {what}")]
+    Host {
+        /// The interface, or what was asked for.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A descriptor is no tap, or one without what is needed.
+    #[error("descriptor {fd} is no tap {lacks}")]
+    Descriptor {
+        /// The descriptor.
+        fd: i32,
+        /// What it lacks.
+        lacks: &'static str,
+    },
+    /// The mask is none, or of another kind than the address.
+    #[error("{mask} is no mask for {address}")]
+    Mask {
+        /// The address.
+        address: IpAddr,
+        /// The mask.
+        mask: IpAddr,
+    },
+}
+
+/// What the guest's end does by itself, so that the host need not: sent on unfinished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums.
+    pub checksum: bool,
+    /// Segmentation of TCP over IPv4.
+    pub tso4: bool,
+    /// Segmentation of TCP over IPv6.
+    pub tso6: bool,
+    /// Segmentation of TCP with ECN.
+    pub ecn: bool,
+    /// Fragmentation of UDP.
+    pub ufo: bool,
+}
+
+/// The queues of one tap interface.
+#[derive(Debug)]
+pub struct Taps {
+    name: String,
+    multi_queue: bool,
+    queues: Vec<Arc<File>>,
+    /// Queues that the host sends frames to.
+    enabled: parking_lot::Mutex<usize>,
+}
+
+impl Taps {
+    /// Opens `queues` queues of the tap of that name, which is made if there is none; of a new one, if no
+    /// name is given.
+    ///
+    /// # Errors
+    /// The name is none, or the kernel refuses: no right, in use, not a tap, not for several queues.
+    pub fn open(name: Option<&str>, queues: u16) -> Result<Self, TapError> {
+        let mut wanted = name.unwrap_or(ANY_NAME).to_owned();
+        let multi_queue = queues > 1;
+        let mut flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        if multi_queue {
+            flags |= IFF_MULTI_QUEUE;
+        }
+        let mut opened = Vec::new();
+        for _ in 0..queues.max(1) {
+            let asked_for = wanted.clone();
+            let host = |what| {
+                let name = asked_for.clone();
+                move |source| TapError::Host { name, what, source }
+            };
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(TUN)
+                .map_err(host("open /dev/net/tun"))?;
+            let mut request = Request::named(&wanted)?;
+            request.set_flags(flags);
+            request.control(&file, TUNSETIFF).map_err(host("attach to it"))?;
+            wanted = request.name();
+            set_header(&file).map_err(host("set the size of its header"))?;
+            opened.push(Arc::new(file));
+        }
+        let enabled = parking_lot::Mutex::new(opened.len());
+        Ok(Self { name: wanted, multi_queue, queues: opened, enabled })
+    }
+
+    /// Takes over opened queues of one tap.
+    ///
+    /// # Errors
+    /// One of them is no tap, or has no virtio header.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Result<Self, TapError> {
+        let mut name = String::new();
+        let mut multi_queue = false;
+        let mut queues = Vec::new();
+        for descriptor in descriptors {
+            let fd = descriptor.as_raw_fd();
+            let file = File::from(descriptor);
+            let mut request = Request::empty();
+            let asked = request.control(&file, TUNGETIFF);
+            asked.map_err(|_| TapError::Descriptor { fd, lacks: "at all" })?;
+            let flags = request.flags();
+            if flags & IFF_TAP == 0 {
+                return Err(TapError::Descriptor { fd, lacks: "but a tun" });
+            }
+            if flags & IFF_VNET_HDR == 0 || flags & IFF_NO_PI == 0 {
+                return Err(TapError::Descriptor {
+                    fd,
+                    lacks: "with a virtio header (IFF_VNET_HDR, IFF_NO_PI)",
+                });
+            }
+            multi_queue = flags & IFF_MULTI_QUEUE != 0;
+            name = request.name();
+            let host = |what| {
+                let name = name.clone();
+                move |source| TapError::Host { name, what, source }
+            };
+            set_header(&file).map_err(host("set the size of its header"))?;
+            rustix::io::ioctl_fionbio(&file, true)
+                .map_err(|error| host("make it non-blocking")(error.into()))?;
+            queues.push(Arc::new(file));
+        }
+        let enabled = parking_lot::Mutex::new(queues.len());
+        Ok(Self { name, multi_queue, queues, enabled })
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of queues.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+}
+
+fn set_header(file: &File) -> io::Result<()> {
+    let size = libc::c_int::try_from(HEADER).unwrap_or(0);
+    // SAFETY: the request reads an int.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl NetBackend for Taps {
+    fn queue(&self, pair: u16) -> Option<&Arc<File>> {
+        self.queues.get(usize::from(pair))
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let Offloads { checksum, tso4, tso6, ecn, ufo } = offloads;
+        let bits = [
+            (checksum, TUN_F_CSUM),
+            (tso4, TUN_F_TSO4),
+            (tso6, TUN_F_TSO6),
+            (ecn, TUN_F_TSO_ECN),
+            (ufo, TUN_F_UFO),
+        ];
+        let flags = bits.iter().filter(|(on, _)| *on).fold(0, |flags, (_, bit)| flags | bit);
+        let Some(first) = self.queues.first() else { return Ok(()) };
+        // SAFETY: the request takes its argument by value. It is for the interface, whatever the queue.
+        let result = unsafe { libc::ioctl(first.as_raw_fd(), TUNSETOFFLOAD, flags) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn enable_queues(&self, pairs: u16) -> io::Result<()> {
+        if !self.multi_queue {
+            return Ok(());
+        }
+        let wanted = usize::from(pairs).min(self.queues.len());
+        let mut enabled = self.enabled.lock();
+        for (index, queue) in self.queues.iter().enumerate() {
+            let (on, was) = (index < wanted, index < *enabled);
+            if on != was {
+                let mut request = Request::empty();
+                request.set_flags(if on { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE });
+                request.control(queue, TUNSETQUEUE)?;
+            }
+        }
+        *enabled = wanted;
+        Ok(())
+    }
+}
+
+/// The host end of a network interface, by name.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    name: String,
+}
+
+impl Interface {
+    /// The interface of that name.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
+
+    /// Lets it carry frames.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_up(&self) -> Result<(), TapError> {
+        let mut request = self.ask(libc::SIOCGIFFLAGS, "ask for its state")?;
+        let up = u16::try_from(libc::IFF_UP).unwrap_or(1);
+        if request.flags() & up != 0 {
+            return Ok(());
+        }
+        request.set_flags(request.flags() | up);
+        self.change(request, libc::SIOCSIFFLAGS, "set it up")
+    }
+
+    /// Its MAC address.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn mac(&self) -> Result<[u8; 6], TapError> {
+        let request = self.ask(libc::SIOCGIFHWADDR, "ask for its MAC address")?;
+        let mut mac = [0; 6];
+        for (byte, value) in mac.iter_mut().zip(request.payload().iter().skip(2)) {
+            *byte = *value;
+        }
+        Ok(mac)
+    }
+
+    /// Gives it a MAC address.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mac(&self, mac: [u8; 6]) -> Result<(), TapError> {
+        let mut request = Request::named(&self.name)?;
+        let (family, rest) = request.payload_mut().split_at_mut(2);
+        family.copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+        for (byte, value) in rest.iter_mut().zip(mac) {
+            *byte = value;
+        }
+        self.change(request, libc::SIOCSIFHWADDR, "set its MAC address")
+    }
+
+    /// Its MTU in bytes.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn mtu(&self) -> Result<u32, TapError> {
+        let request = self.ask(libc::SIOCGIFMTU, "ask for its MTU")?;
+        let [a, b, c, d, ..] = *request.payload();
+        Ok(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// Sets its MTU.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), TapError> {
+        let mut request = Request::named(&self.name)?;
+        let (value, _) = request.payload_mut().split_at_mut(4);
+        value.copy_from_slice(&u32::from(mtu).to_ne_bytes());
+        self.change(request, libc::SIOCSIFMTU, "set its MTU")
+    }
+
+    /// Gives it an address.
+    ///
+    /// # Errors
+    /// The mask is none, or the kernel refuses.
+    pub fn set_address(&self, address: IpAddr, mask: IpAddr) -> Result<(), TapError> {
+        let wrong = || TapError::Mask { address, mask };
+        match (address, mask) {
+            (IpAddr::V4(address), IpAddr::V4(mask)) => {
+                prefix(u128::from(u32::from(mask)) << 96, 32).ok_or_else(wrong)?;
+                self.set_v4(address, libc::SIOCSIFADDR, "set its address")?;
+                self.set_v4(mask, libc::SIOCSIFNETMASK, "set its mask")
+            }
+            (IpAddr::V6(address), IpAddr::V6(mask)) => {
+                let length = prefix(u128::from(mask), 128).ok_or_else(wrong)?;
+                self.set_v6(address, length)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    fn set_v4(&self, address: Ipv4Addr, command: libc::c_ulong, what: &'static str) -> Result<(), TapError> {
+        let mut request = Request::named(&self.name)?;
+        // A sockaddr_in: family, port, address.
+        let family = u16::try_from(libc::AF_INET).unwrap_or(0).to_ne_bytes();
+        let bytes = family.into_iter().chain([0, 0]).chain(address.octets());
+        for (old, new) in request.payload_mut().iter_mut().zip(bytes) {
+            *old = new;
+        }
+        self.change(request, command, what)
+    }
+
+    fn set_v6(&self, address: Ipv6Addr, prefix_length: u32) -> Result<(), TapError> {
+        let what = "set its address";
+        let index = self.ask(libc::SIOCGIFINDEX, "ask for its index")?;
+        let [a, b, c, d, ..] = *index.payload();
+        // <linux/ipv6.h>, in6_ifreq.
+        #[repr(C)]
+        struct In6IfReq {
+            address: [u8; 16],
+            prefix_length: u32,
+            index: i32,
+        }
+        let index = i32::from_ne_bytes([a, b, c, d]);
+        let request = In6IfReq { address: address.octets(), prefix_length, index };
+        let socket = socket(libc::AF_INET6).map_err(|source| self.error(what, source))?;
+        // SAFETY: on a socket of this family the request reads an in6_ifreq.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) };
+        let error = io::Error::last_os_error();
+        if result == 0 || error.kind() == io::ErrorKind::AlreadyExists {
+            Ok(())
+        } else {
+            Err(self.error(what, error))
+        }
+    }
+
+    fn ask(&self, command: libc::c_ulong, what: &'static str) -> Result<Request, TapError> {
+        let mut request = Request::named(&self.name)?;
+        let socket = socket(libc::AF_INET).map_err(|source| self.error(what, source))?;
+        request.control(&socket, command).map_err(|source| self.error(what, source))?;
+        Ok(request)
+    }
+
+    fn change(
+        &self,
+        mut request: Request,
+        command: libc::c_ulong,
+        what: &'static str,
+    ) -> Result<(), TapError> {
+        let socket = socket(libc::AF_INET).map_err(|source| self.error(what, source))?;
+        request.control(&socket, command).map_err(|source| self.error(what, source))
+    }
+
+    fn error(&self, what: &'static str, source: io::Error) -> TapError {
+        TapError::Host { name: self.name.clone(), what, source }
+    }
+}
+
+/// Number of leading ones, if only zeros follow; the mask is in the high bits of a number of `bits` bits.
+fn prefix(mask: u128, bits: u32) -> Option<u32> {
+    let length = mask.leading_ones();
+    (mask.checked_shl(length).unwrap_or(0) == 0 && length <= bits).then_some(length)
+}
+
+fn socket(family: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A struct ifreq: a name and 24 bytes whose meaning depends on the request.
+#[repr(C, align(8))]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    payload: [u8; 24],
+}
+
+impl Request {
+    fn empty() -> Self {
+        Self { name: [0; libc::IFNAMSIZ], payload: [0; 24] }
+    }
+
+    fn named(name: &str) -> Result<Self, TapError> {
+        let fits = !name.is_empty()
+            && name.len() < libc::IFNAMSIZ
+            && name != "."
+            && name != ".."
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':'));
+        if !fits {
+            return Err(TapError::Name { name: name.to_owned() });
+        }
+        let mut request = Self::empty();
+        for (old, new) in request.name.iter_mut().zip(name.bytes()) {
+            *old = new;
+        }
+        Ok(request)
+    }
+
+    fn name(&self) -> String {
+        let bytes = self.name.iter().take_while(|byte| **byte != 0).copied().collect();
+        String::from_utf8(bytes).unwrap_or_default()
+    }
+
+    fn flags(&self) -> u16 {
+        let [a, b, ..] = self.payload;
+        u16::from_ne_bytes([a, b])
+    }
+
+    fn set_flags(&mut self, flags: u16) {
+        let (value, _) = self.payload.split_at_mut(2);
+        value.copy_from_slice(&flags.to_ne_bytes());
+    }
+
+    fn payload(&self) -> &[u8; 24] {
+        &self.payload
+    }
+
+    fn payload_mut(&mut self) -> &mut [u8; 24] {
+        &mut self.payload
+    }
+
+    fn control(&mut self, fd: &impl AsRawFd, command: libc::c_ulong) -> io::Result<()> {
+        // SAFETY: every request that is passed here reads or writes a struct ifreq, which this is.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), command, std::ptr::from_mut(self)) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+
+#[cfg(test)]
+mod tests;

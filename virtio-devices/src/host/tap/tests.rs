@@ -1,0 +1,109 @@
+//! On taps of this host's kernel. They need the right to make one.
+
+use super::*;
+
+/// Whether taps are to be made here. A host where they cannot be has to say so.
+fn may_make_taps() -> bool {
+    if std::env::var_os("CUMULET_WITHOUT_TAP").is_some_and(|value| value == "1") {
+        println!("SKIPPED: CUMULET_WITHOUT_TAP is set");
+        return false;
+    }
+    true
+}
+
+fn name(suffix: &str) -> String {
+    format!("cml{:x}{suffix}", std::process::id())
+}
+
+#[test]
+fn a_tap_is_made_and_set_up() {
+    if !may_make_taps() {
+        return;
+    }
+    let wanted = name("a");
+    let taps = Taps::open(Some(&wanted), 2).unwrap();
+    assert_eq!((taps.name(), taps.queues()), (wanted.as_str(), 2));
+    let interface = Interface::named(&wanted);
+    let mac = [0x2e, 1, 2, 3, 4, 5];
+    interface.set_mac(mac).unwrap();
+    assert_eq!(interface.mac().unwrap(), mac);
+    interface.set_mtu(9000).unwrap();
+    assert_eq!(interface.mtu().unwrap(), 9000);
+    interface.set_address("192.0.2.1".parse().unwrap(), "255.255.255.0".parse().unwrap()).unwrap();
+    interface.set_up().unwrap();
+    interface.set_up().unwrap();
+    let flags = std::fs::read_to_string(format!("/sys/class/net/{wanted}/flags")).unwrap();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(flags & 1, 1);
+    if std::path::Path::new("/proc/net/if_inet6").exists() {
+        interface.set_address("2001:db8::1".parse().unwrap(), "ffff:ffff::".parse().unwrap()).unwrap();
+        let addresses = std::fs::read_to_string("/proc/net/if_inet6").unwrap();
+        let ours = addresses.lines().find(|line| line.ends_with(&wanted) && line.starts_with("20010db8"));
+        assert!(ours.unwrap().contains(" 20 "), "a prefix of 32 bits");
+    }
+    for offloads in
+        [Offloads::default(), Offloads { checksum: true, tso4: true, tso6: true, ecn: true, ufo: false }]
+    {
+        taps.set_offloads(offloads).unwrap();
+    }
+    for pairs in [1, 2, 1, 1, 2] {
+        taps.enable_queues(pairs).unwrap();
+    }
+    // The same by descriptors.
+    let again: Vec<OwnedFd> = taps.queues.iter().map(|file| file.try_clone().unwrap().into()).collect();
+    let again = Taps::from_descriptors(again).unwrap();
+    assert_eq!((again.name(), again.queues()), (wanted.as_str(), 2));
+    drop((taps, again));
+    assert!(interface.mtu().is_err(), "it goes with its last descriptor");
+}
+
+#[test]
+fn a_tap_without_a_name_gets_one() {
+    if !may_make_taps() {
+        return;
+    }
+    let (first, second) = (Taps::open(None, 1).unwrap(), Taps::open(None, 1).unwrap());
+    assert!(first.name().starts_with("vmtap"));
+    assert_ne!(first.name(), second.name());
+    first.enable_queues(1).unwrap();
+}
+
+#[test]
+fn what_is_no_tap_is_refused() {
+    for bad in ["", "a/b", "0123456789abcdef", "two words", "..", "colon:1", "né"] {
+        let error = Taps::open(Some(bad), 1).unwrap_err();
+        assert!(matches!(error, TapError::Name { .. }), "{bad}: {error}");
+    }
+    let file = tempfile::tempfile().unwrap();
+    let error = Taps::from_descriptors(vec![file.into()]).unwrap_err();
+    assert!(error.to_string().contains("is no tap at all"), "{error}");
+    if !may_make_taps() {
+        return;
+    }
+    let error = Taps::open(Some("lo"), 1).unwrap_err();
+    assert_eq!(error.to_string(), "tap lo: cannot attach to it");
+    // A tap that is open for one queue is busy.
+    let wanted = name("b");
+    let _taps = Taps::open(Some(&wanted), 1).unwrap();
+    assert!(Taps::open(Some(&wanted), 1).is_err());
+    assert!(Taps::open(Some(&wanted), 4).is_err());
+    let interface = Interface::named("cmlnothere");
+    let error = interface.set_up().unwrap_err();
+    assert_eq!(error.to_string(), "tap cmlnothere: cannot ask for its state");
+}
+
+#[test]
+fn masks_are_leading_ones() {
+    let v4 = |mask: &str| prefix(u128::from(u32::from(mask.parse::<Ipv4Addr>().unwrap())) << 96, 32);
+    assert_eq!(v4("255.255.255.0"), Some(24));
+    assert_eq!(v4("0.0.0.0"), Some(0));
+    assert_eq!(v4("255.255.255.255"), Some(32));
+    assert_eq!(v4("255.0.255.0"), None);
+    let v6 = |mask: &str| prefix(u128::from(mask.parse::<Ipv6Addr>().unwrap()), 128);
+    assert_eq!(v6("ffff:ffff:ffff:ffff::"), Some(64));
+    assert_eq!(v6("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Some(128));
+    assert_eq!(v6("::1"), None);
+    let interface = Interface::named("lo");
+    let error = interface.set_address("10.0.0.1".parse().unwrap(), "ffff::".parse().unwrap()).unwrap_err();
+    assert!(matches!(error, TapError::Mask { .. }));
+}
