@@ -157,7 +157,14 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 fn refused_kernel(path: &Path, memory: &str) -> String {
-    refusal(&["--kernel", path.to_str().expect("a path of ours is text"), "--memory", memory, "--console", "off"])
+    refusal(&[
+        "--kernel",
+        path.to_str().expect("a path of ours is text"),
+        "--memory",
+        memory,
+        "--console",
+        "off",
+    ])
 }
 
 /// A copy of the test guest with some bytes changed, cut to a length.

@@ -2,6 +2,7 @@
 //! constructor. This is the only place that matches over all kinds of devices. It knows no address:
 //! the layout has them.
 
+mod block;
 mod rng;
 pub mod terminal;
 mod virtio;
@@ -38,6 +39,23 @@ pub enum AttachError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The image is of a format that this version does not read.
+    #[error("{} is a {format} image: raw is what this version reads", .path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        format: String,
+    },
+    /// The image cannot be used.
+    #[error("cannot use {}", .path.display())]
+    Image {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The device's PCI function cannot be made.
     #[error("cannot make its PCI function")]
@@ -84,7 +102,7 @@ pub fn attach(
     match config {
         DeviceConfig::Rng(config) => rng::attach(config, layout, context),
         DeviceConfig::Console(_) => Err(AttachError::Unavailable { what: "virtio consoles" }),
-        DeviceConfig::Block(_) => Err(AttachError::Unavailable { what: "virtio block devices" }),
+        DeviceConfig::Block(config) => block::attach(config, layout, context),
         DeviceConfig::Net(_) => Err(AttachError::Unavailable { what: "virtio network devices" }),
     }
 }
