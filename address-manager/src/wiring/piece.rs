@@ -81,7 +81,7 @@ impl Slot {
         (self.mapping.as_ptr() as u64).wrapping_add(self.offset)
     }
 
-    /// First address after the range. Cannot overflow for a slot that a [`Wiring`] accepted.
+    /// First address after the range. Cannot overflow for a slot that a [`Wiring`](super::Wiring) accepted.
     pub fn end(&self) -> u64 {
         self.base.saturating_add(self.size)
     }
@@ -118,7 +118,7 @@ pub struct HandlerRange {
 }
 
 impl HandlerRange {
-    /// First address after the range. Cannot overflow for a range that a [`Wiring`] accepted.
+    /// First address after the range. Cannot overflow for a range that a [`Wiring`](super::Wiring) accepted.
     pub fn end(&self) -> u64 {
         self.base.saturating_add(self.size)
     }

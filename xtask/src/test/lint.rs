@@ -24,11 +24,9 @@ pub fn fmt(workspace: &Workspace, tally: &mut Tally) {
 
 pub fn clippy(workspace: &Workspace, tally: &mut Tally) {
     tally.check("workspace", || {
-        verdict(
-            &workspace
-                .cargo()
-                .words("clippy --workspace --all-targets --features cumulet-tests/lab -- -D warnings"),
-        )
+        verdict(&workspace.cargo().words(
+            "clippy --workspace --keep-going --all-targets --features cumulet-tests/lab -- -D warnings",
+        ))
     });
     for features in COMBINATIONS {
         let name = if features.is_empty() { "no hypervisor".to_owned() } else { features.join(" and ") };
@@ -37,7 +35,9 @@ pub fn clippy(workspace: &Workspace, tally: &mut Tally) {
 }
 
 pub fn docs(workspace: &Workspace, tally: &mut Tally) {
-    let doc = workspace.cargo().words("doc --workspace --no-deps --document-private-items");
+    let doc = workspace
+        .cargo()
+        .words("doc --workspace --all-features --keep-going --no-deps --document-private-items");
     tally.check("workspace", || verdict(&doc.env("RUSTDOCFLAGS", "-D warnings")));
 }
 

@@ -1,7 +1,7 @@
 //! Disk images, as a block device sees them.
 //!
 //! An image is made by whoever opened its file. [`DiskImage`] is what all formats have in common: a size, a
-//! geometry, and [`Engine`](engine::Engine)s that carry out requests, one for each queue. Formats other than
+//! geometry, and [`Engine`]s that carry out requests, one for each queue. Formats other than
 //! raw are recognised ([`probe`]), so that nobody takes one for a raw image by accident.
 
 pub mod engine;
