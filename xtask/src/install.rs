@@ -46,6 +46,7 @@ pub const DENY: &[Tool] = &[Tool { program: "cargo-deny", source: Source::Crate(
 pub const TESTS: &[Tool] = &[
     Tool { program: "cargo-nextest", source: Source::Crate("cargo-nextest") },
     debian("git", "git"),
+    debian("iasl", "acpica-tools"),
     debian("ip", "iproute2"),
     debian("qemu-img", "qemu-utils"),
     debian("qemu-system-x86_64", "qemu-system-x86"),
