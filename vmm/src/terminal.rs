@@ -2,11 +2,11 @@
 
 use std::{
     io::{self, IsTerminal},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use parking_lot::Mutex;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// How the terminal was before it was made raw.
 static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
@@ -33,6 +33,25 @@ pub fn make_raw(input: BorrowedFd<'_>) -> io::Result<()> {
     settings.make_raw();
     tcsetattr(input, OptionalActions::Now, &settings)?;
     Ok(())
+}
+
+/// Makes the guest's side of a pseudo-terminal of ours raw.
+///
+/// # Errors
+/// It refuses.
+pub fn make_pty_raw(subordinate: &impl AsFd) -> io::Result<()> {
+    let mut settings = tcgetattr(subordinate)?;
+    settings.make_raw();
+    tcsetattr(subordinate, OptionalActions::Now, &settings)?;
+    Ok(())
+}
+
+/// Columns and rows of standard output's terminal; 80 by 25 where that is none.
+pub fn size() -> (u16, u16) {
+    match tcgetwinsize(rustix::stdio::stdout()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col, size.ws_row),
+        _ => (80, 25),
+    }
 }
 
 /// Gives the terminal back as it was. Does nothing if it was never changed.

@@ -10,10 +10,11 @@ use devices::{
     platform::{
         DebugExit, DebugPort, Events, I8042, PmTimer, PowerControl, PvPanic, ResetControl, Rtc, Serial,
     },
+    terminal::Terminal,
 };
 use parking_lot::Mutex;
 
-use super::{BuildError, NamedDevice, attach::terminal::Terminal, sinks::Interrupts};
+use super::{BuildError, NamedDevice, attach::terminal::InputPump, sinks::Interrupts};
 use crate::layout::Layout;
 
 /// Id of COM1.
@@ -32,7 +33,7 @@ pub struct Platform {
     /// All of them, in the order in which they are saved.
     pub devices: Vec<NamedDevice>,
     // Pumps input into the serial port; stops when dropped.
-    _serial_input: Option<super::attach::terminal::InputPump>,
+    _serial_input: Option<InputPump>,
 }
 
 /// What the platform devices are built from.
@@ -47,7 +48,7 @@ pub struct PlatformParts<'parts> {
     /// PCI segment 0.
     pub segment: &'parts Arc<PciSegment>,
     /// The other end of COM1; `None` without one.
-    pub serial: Option<Terminal>,
+    pub serial: Option<Arc<Terminal>>,
 }
 
 impl Platform {
@@ -120,13 +121,13 @@ impl Platform {
         }
 
         let mut pump = None;
-        if let Some(Terminal { output, input }) = serial {
+        if let Some(terminal) = serial {
             let irq = IrqLine::new(Arc::clone(interrupts) as _, Serial::COM1_IRQ);
-            let serial = Arc::new(Mutex::new(Serial::new(irq, output)));
+            let serial = Arc::new(Mutex::new(Serial::new(irq, Box::new(terminal.writer()))));
             let device = SharedDevice::from_arc(Arc::clone(&serial));
             let handler = device.port_handler();
             add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
-            pump = input.map(|input| input.pump_into(serial)).transpose()?;
+            pump = Some(InputPump::start(terminal, serial)?);
         }
         Ok(Self { events, devices, _serial_input: pump })
     }

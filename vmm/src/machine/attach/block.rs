@@ -17,14 +17,14 @@ use virtio_devices::{
             probe::{self, ImageFormat},
             raw::{RawImage, RawOptions},
         },
-        rate_limiter::{BucketConfig, RateLimiter},
+        rate_limiter::RateLimiter,
     },
     worker::PlainThreads,
 };
 
-use super::{AttachError, Context, virtio};
+use super::{AttachError, Context, bucket, virtio};
 use crate::{
-    config::{self, BlockConfig, ImageType, LockGranularity},
+    config::{BlockConfig, ImageType, LockGranularity, RateLimit},
     layout::DeviceLayout,
 };
 
@@ -94,11 +94,6 @@ fn open(path: &Path, config: &BlockConfig) -> Result<File, AttachError> {
     options.open(path).map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
 }
 
-fn limiter(limit: config::RateLimit) -> Arc<RateLimiter> {
-    let bucket = |bucket: config::BucketConfig| BucketConfig {
-        size: bucket.size,
-        one_time_burst: bucket.one_time_burst,
-        refill_ms: bucket.refill_ms,
-    };
+fn limiter(limit: RateLimit) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(limit.bandwidth.map(bucket), limit.ops.map(bucket), Instant::now()))
 }

@@ -3,6 +3,8 @@
 //! the layout has them.
 
 mod block;
+mod console;
+mod net;
 mod rng;
 pub mod terminal;
 mod virtio;
@@ -12,10 +14,11 @@ use std::{io, path::PathBuf, sync::Arc};
 use address_manager::AddressManager;
 use devices::SharedDevice;
 use thiserror::Error;
+use virtio_devices::host::{rate_limiter, tap::TapError};
 
 use super::sinks::Interrupts;
 use crate::{
-    config::{DeviceConfig, DeviceKind},
+    config::{BucketConfig, DeviceConfig, DeviceKind},
     layout::DeviceLayout,
 };
 
@@ -57,8 +60,11 @@ pub enum AttachError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The device's PCI function cannot be made.
-    #[error("cannot make its PCI function")]
+    /// The tap cannot be used.
+    #[error("network")]
+    Tap(#[source] TapError),
+    /// The host has no descriptor or thread left for it.
+    #[error("no resources of the host's are left for it")]
     Function(#[source] io::Error),
     /// This build cannot do that.
     #[error("this version has no support for {what}")]
@@ -101,8 +107,14 @@ pub fn attach(
     }
     match config {
         DeviceConfig::Rng(config) => rng::attach(config, layout, context),
-        DeviceConfig::Console(_) => Err(AttachError::Unavailable { what: "virtio consoles" }),
+        DeviceConfig::Console(config) => console::attach(config, layout, context),
         DeviceConfig::Block(config) => block::attach(config, layout, context),
-        DeviceConfig::Net(_) => Err(AttachError::Unavailable { what: "virtio network devices" }),
+        DeviceConfig::Net(config) => net::attach(config, layout, context),
     }
+}
+
+/// A token bucket as the devices take it.
+fn bucket(config: BucketConfig) -> rate_limiter::BucketConfig {
+    let BucketConfig { size, one_time_burst, refill_ms } = config;
+    rate_limiter::BucketConfig { size, one_time_burst, refill_ms }
 }

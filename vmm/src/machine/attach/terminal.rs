@@ -1,65 +1,76 @@
-//! The other end of a console: standard input and output, a file, nothing.
-//!
-//! Output never blocks the guest for longer than the target takes a write; input is read by a
-//! thread of its own, only when standard input is a terminal or a pipe that somebody writes to.
+//! The other end of a console: opens standard input and output, a pty, a file, a socket; and pumps input into the serial
+//! port, which has no thread of its own.
 
 use std::{
     fmt,
     fs::{File, OpenOptions},
-    io::{self, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::net::UnixListener,
+    },
     path::Path,
     sync::Arc,
     thread::JoinHandle,
 };
 
-use devices::platform::Serial;
+use devices::{platform::Serial, terminal::Terminal};
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::AttachError;
 use crate::{config::ConsoleTarget, terminal};
 
-/// An opened target.
-pub struct Terminal {
-    /// Where the guest's output goes.
-    pub output: Box<dyn Write + Send>,
-    /// Where its input comes from.
-    pub input: Option<Input>,
-}
-
-impl fmt::Debug for Terminal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Terminal(input: {})", self.input.is_some())
-    }
-}
-
 /// Opens a target; `None` if there shall be no device.
 ///
 /// # Errors
-/// A file cannot be made, or standard output cannot be duplicated.
-pub fn open(target: &ConsoleTarget) -> Result<Option<Terminal>, AttachError> {
-    let terminal = match target {
+/// Something cannot be opened, made or listened on.
+pub fn open(target: &ConsoleTarget) -> Result<Option<Arc<Terminal>>, AttachError> {
+    let opened = match target {
         ConsoleTarget::Off => return Ok(None),
-        ConsoleTarget::Null => Terminal { output: Box::new(io::sink()), input: None },
-        ConsoleTarget::Tty => tty()?,
-        ConsoleTarget::File(path) => Terminal { output: Box::new(create(path)?), input: None },
-        ConsoleTarget::Pty | ConsoleTarget::Socket(_) => {
-            return Err(AttachError::Unavailable { what: "a pty or socket for the serial port" });
+        ConsoleTarget::Null => Terminal::null(),
+        ConsoleTarget::Tty => return standard().map(Some),
+        ConsoleTarget::Pty => return pseudo_terminal().map(Some),
+        ConsoleTarget::File(path) => Terminal::file(create(path)?),
+        ConsoleTarget::Socket(path) => {
+            let listener = UnixListener::bind(path)
+                .map_err(|source| AttachError::Open { path: path.clone(), source })?;
+            Terminal::socket(listener)
         }
     };
-    Ok(Some(terminal))
+    opened.map(Some).map_err(AttachError::Function)
 }
 
-fn tty() -> Result<Terminal, AttachError> {
+fn standard() -> Result<Arc<Terminal>, AttachError> {
     let duplicate = |fd: BorrowedFd<'_>, what| {
-        fd.try_clone_to_owned().map_err(|source| AttachError::Standard { what, source })
+        fd.try_clone_to_owned().map(File::from).map_err(|source| AttachError::Standard { what, source })
     };
     let output = duplicate(rustix::stdio::stdout(), "standard output")?;
     let input = duplicate(rustix::stdio::stdin(), "standard input")?;
     terminal::make_raw(rustix::stdio::stdin())
         .map_err(|source| AttachError::Standard { what: "the terminal of standard input", source })?;
-    Ok(Terminal { output: Box::new(File::from(output)), input: Some(Input(input)) })
+    Terminal::standard(output, Some(input))
+        .map_err(|source| AttachError::Standard { what: "standard output", source })
+}
+
+fn pseudo_terminal() -> Result<Arc<Terminal>, AttachError> {
+    let pair = || -> io::Result<(File, File, String)> {
+        let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&main)?;
+        unlockpt(&main)?;
+        let name = ptsname(&main, Vec::new())?.to_string_lossy().into_owned();
+        let subordinate = OpenOptions::new().read(true).write(true).open(&name)?;
+        terminal::make_pty_raw(&subordinate)?;
+        Ok((File::from(main), subordinate, name))
+    };
+    let failed = |source| AttachError::Standard { what: "a new pseudo-terminal", source };
+    let (main, subordinate, name) = pair().map_err(failed)?;
+    log::warn!("console at {name}");
+    Terminal::pty(main, subordinate).map_err(failed)
 }
 
 fn create(path: &Path) -> Result<File, AttachError> {
@@ -71,30 +82,32 @@ fn create(path: &Path) -> Result<File, AttachError> {
         .map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
 }
 
-/// A source of input.
-#[derive(Debug)]
-pub struct Input(OwnedFd);
-
-impl Input {
-    /// Starts a thread that hands what arrives to `serial`, as far as it has room.
-    ///
-    /// # Errors
-    /// The host has no descriptor or thread left.
-    pub fn pump_into(self, serial: Arc<Mutex<Serial>>) -> io::Result<InputPump> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let stopped = Arc::clone(&stop);
-        let join = std::thread::Builder::new()
-            .name("serial-manager".into())
-            .spawn(move || pump(self.0.as_fd(), stopped.as_fd(), &serial))?;
-        Ok(InputPump { stop, join: Some(join) })
-    }
-}
-
-/// The thread that reads input; stops when dropped.
-#[derive(Debug)]
+/// The thread that serves a serial port's terminal; stops when dropped.
 pub struct InputPump {
     stop: Arc<OwnedFd>,
     join: Option<JoinHandle<()>>,
+}
+
+impl InputPump {
+    /// Starts a thread that tends `terminal` and hands what arrives to `serial`, as far as it has room.
+    ///
+    /// # Errors
+    /// The host has no descriptor or thread left.
+    pub fn start(terminal: Arc<Terminal>, serial: Arc<Mutex<Serial>>) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let epoll = Epoll::new()?;
+        let pump = Pump { stop: Arc::clone(&stop), epoll, terminal, serial, polled: Vec::new() };
+        pump.add(pump.stop.as_raw_fd(), EventSet::IN)?;
+        pump.add(pump.terminal.backlog_event().as_raw_fd(), EventSet::IN)?;
+        let join = std::thread::Builder::new().name("serial-manager".into()).spawn(move || pump.run())?;
+        Ok(Self { stop, join: Some(join) })
+    }
+}
+
+impl fmt::Debug for InputPump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InputPump")
+    }
 }
 
 impl Drop for InputPump {
@@ -108,43 +121,89 @@ impl Drop for InputPump {
     }
 }
 
-/// While the guest does not read, how often it is asked whether it has.
-const FULL_POLL_MS: i64 = 10;
+/// While the guest does not read, how often it is asked whether it has, in milliseconds.
+const FULL_POLL_MS: i32 = 10;
 
-fn pump(input: BorrowedFd<'_>, stop: BorrowedFd<'_>, serial: &Mutex<Serial>) {
-    let mut buffer = [0; 64];
-    loop {
-        let room = serial.lock().room();
-        let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(&input, PollFlags::IN)];
-        let wait = if room == 0 {
-            rustix::time::Timespec { tv_sec: 0, tv_nsec: FULL_POLL_MS * 1_000_000 }
-        } else {
-            rustix::time::Timespec { tv_sec: 3600, tv_nsec: 0 }
-        };
-        let watched = if room == 0 { 1 } else { 2 };
-        match poll(fds.get_mut(..watched).unwrap_or_default(), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
-        }
-        let [stop_fd, input_fd] = &fds;
-        if !stop_fd.revents().is_empty() {
-            return;
-        }
-        if input_fd.revents().is_empty() || room == 0 {
-            continue;
-        }
-        let length = room.min(buffer.len());
-        match rustix::io::read(input, buffer.get_mut(..length).unwrap_or_default()) {
-            // The other end is closed: no more input will come.
-            Ok(0) => return,
-            Ok(read) => {
-                serial.lock().receive(buffer.get(..read).unwrap_or_default());
-            }
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-            Err(error) => {
-                log::warn!("serial input ends: {error}");
+struct Pump {
+    stop: Arc<OwnedFd>,
+    epoll: Epoll,
+    terminal: Arc<Terminal>,
+    serial: Arc<Mutex<Serial>>,
+    /// What is polled of the terminal.
+    polled: Vec<(RawFd, EventSet)>,
+}
+
+impl Pump {
+    fn add(&self, fd: RawFd, events: EventSet) -> io::Result<()> {
+        let data = u64::try_from(fd).unwrap_or(u64::MAX);
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
+    }
+
+    fn run(mut self) {
+        let stop = u64::try_from(self.stop.as_raw_fd()).unwrap_or(u64::MAX);
+        let mut events = [EpollEvent::default(); 8];
+        loop {
+            let room = self.serial.lock().room();
+            if let Err(error) = self.watch(room > 0) {
+                log::error!("the serial port's terminal is not served any more: {error}");
                 return;
             }
+            let timeout = if room == 0 { FULL_POLL_MS } else { -1 };
+            let ready = match self.epoll.wait(timeout, &mut events) {
+                Ok(ready) => events.get(..ready).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::error!("the serial port's terminal is not served any more: {error}");
+                    return;
+                }
+            };
+            if ready.iter().any(|event| event.data() == stop) {
+                return;
+            }
+            self.take_input(room);
+            if self.terminal.tend() {
+                self.forget();
+            }
+        }
+    }
+
+    fn take_input(&self, room: usize) {
+        let mut buffer = [0; 64];
+        let length = room.min(buffer.len());
+        let read = self.terminal.read(buffer.get_mut(..length).unwrap_or_default());
+        if read > 0 {
+            self.serial.lock().receive(buffer.get(..read).unwrap_or_default());
+        }
+    }
+
+    /// Polls what the terminal names, input only while there is room for it.
+    fn watch(&mut self, room: bool) -> io::Result<()> {
+        let watch = self.terminal.watch();
+        let mut wanted: Vec<(RawFd, EventSet)> = Vec::new();
+        let mut want = |fd: Option<RawFd>, events: EventSet| {
+            let Some(fd) = fd else { return };
+            match wanted.iter_mut().find(|(there, _)| *there == fd) {
+                Some((_, all)) => *all |= events,
+                None => wanted.push((fd, events)),
+            }
+        };
+        want(watch.input.filter(|_| room), EventSet::IN);
+        want(watch.output, EventSet::OUT);
+        want(watch.listener, EventSet::IN);
+        if wanted != self.polled {
+            self.forget();
+            for (fd, events) in &wanted {
+                self.add(*fd, *events)?;
+            }
+            self.polled = wanted;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        for (fd, _) in self.polled.drain(..) {
+            // One that was closed has left by itself.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
         }
     }
 }

@@ -1,0 +1,25 @@
+//! Virtio console: its terminal, and the size of that.
+
+use std::sync::Arc;
+
+use devices::SharedDevice;
+use virtio_devices::{console::Console, worker::PlainThreads};
+
+use super::{AttachError, Context, terminal, virtio};
+use crate::{config::ConsoleConfig, layout::DeviceLayout};
+
+/// Opens the target and builds the device.
+///
+/// # Errors
+/// The target cannot be opened, or is none that a console can have.
+pub fn attach(
+    config: &ConsoleConfig,
+    layout: &DeviceLayout,
+    context: &Context<'_>,
+) -> Result<SharedDevice, AttachError> {
+    let terminal =
+        terminal::open(&config.target)?.ok_or(AttachError::Unavailable { what: "a console that is off" })?;
+    let (columns, rows) = crate::terminal::size();
+    let device = Console::new(&config.id, terminal, columns, rows, Arc::new(PlainThreads));
+    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+}
