@@ -209,8 +209,8 @@ impl Windows {
         let Some(end) = base.checked_add(size).filter(|end| base >= pool.base && *end <= pool.end()) else {
             return Err(WindowError::Outside { window, base, size, owner: owned() });
         };
-        if let Some((other_base, (other_size, other))) = pool.taken.range(..end).next_back()
-            && other_base + other_size > base
+        if !pool.is_free(base, end)
+            && let Some((other_base, (other_size, other))) = pool.taken.range(..end).next_back()
         {
             return Err(WindowError::Taken {
                 window,
@@ -278,6 +278,11 @@ impl Pool {
             let end = first.checked_add(size)?;
             (end <= base + free).then_some(first)
         })
+    }
+
+    fn is_free(&self, base: u64, end: u64) -> bool {
+        let below = self.free.range(..=base).next_back();
+        below.is_some_and(|(first, size)| end <= first + size)
     }
 
     /// Takes a range that is free as a whole.

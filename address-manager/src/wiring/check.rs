@@ -101,20 +101,18 @@ impl Wiring {
         let DoorbellSpec { space, address, width, data_match } = *spec;
         let first = |width, data_match| DoorbellSpec { space, address, width, data_match };
         // Doorbells of one address are sorted by width, then by data, none first.
-        let of_widths = |low, high| {
-            self.doorbells
-                .range(first(low, None)..=first(high, Some(u64::MAX)))
-                .map(|(_, there)| there)
-                .next()
-        };
-        if width == 0 {
-            return of_widths(0, u8::MAX);
+        let lowest = self.doorbells.range(first(0, None)..).map(|(_, there)| there).next();
+        let lowest = lowest.filter(|there| (there.spec.space, there.spec.address) == (space, address))?;
+        if width == 0 || lowest.spec.width == 0 {
+            return Some(lowest);
         }
-        let same_width = match data_match {
-            None => of_widths(width, width),
+        match data_match {
+            None => {
+                let same_width = first(width, None)..=first(width, Some(u64::MAX));
+                self.doorbells.range(same_width).map(|(_, there)| there).next()
+            }
             Some(_) => self.doorbells.get(&first(width, None)).or_else(|| self.doorbells.get(spec)),
-        };
-        same_width.or_else(|| of_widths(0, 0))
+        }
     }
 
     pub(super) fn check_irq_event(&self, event: &IrqEvent) -> Result<(), Conflict> {

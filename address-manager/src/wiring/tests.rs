@@ -85,6 +85,12 @@ fn ranges_at_the_ends_of_their_spaces() {
     assert!(wiring.add_handler(last(IoSpace::Pio, 0xffff, 1)).is_ok());
     assert!(wiring.add_handler(last(IoSpace::Pio, 0xfffe, 3)).is_err());
     assert!(wiring.add_handler(last(IoSpace::Pio, 0x1_0000, 1)).is_err());
+    // Next to a slot, and one byte into it.
+    wiring.add_slot(ram(1, 1, &host(1), 0)).unwrap();
+    assert!(wiring.add_handler(last(IoSpace::Mmio, 0x2000 - 1, 1)).is_err());
+    assert!(wiring.add_handler(last(IoSpace::Mmio, 0x1000 - 1, 2)).is_err());
+    assert!(wiring.add_handler(last(IoSpace::Mmio, 0x2000, 1)).is_ok());
+    assert!(wiring.add_handler(last(IoSpace::Mmio, 0x1000 - 1, 1)).is_ok());
     let bell = |space, address, width| Doorbell {
         spec: DoorbellSpec { space, address, width, data_match: None },
         ..doorbell(0, &event())
