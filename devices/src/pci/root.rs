@@ -278,9 +278,9 @@ impl HostBridge {
     /// The host bridge of a segment.
     pub fn new(id: &str, segment: u16) -> Self {
         let identity = Identity {
-            // The generic PCI Express host bridge of the vendor id that QEMU's devices use.
-            vendor: 0x1b36,
-            device: 0x0008,
+            // What firmware built for this kind of machine looks for.
+            vendor: 0x8086,
+            device: 0x0d57,
             revision: 0,
             class: 0x06_0000,
             subsystem_vendor: 0,

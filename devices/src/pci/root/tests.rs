@@ -161,7 +161,7 @@ impl Bench {
 fn functions_are_found_both_ways() {
     let mut bench = Bench::new();
     bench.plug(3, 7, HIGH);
-    assert_eq!(bench.read(0, 0), 0x0008_1b36);
+    assert_eq!(bench.read(0, 0), 0x0d57_8086);
     assert_eq!(bench.read(3, 0), 0x0002_0001);
     assert_eq!(bench.read(4, 0), u32::MAX);
     let select = (1u32 << 31 | 3 << 11).to_le_bytes();
