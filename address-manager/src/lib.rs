@@ -14,6 +14,8 @@
 //! What is absent: device types, configuration, policy about addresses. Where things go is
 //! decided by `vmm::layout`; this crate only refuses what overlaps.
 
+#![forbid(unsafe_code)]
+
 pub mod apply;
 pub mod diff;
 pub mod dispatch;
