@@ -10,7 +10,7 @@ use address_manager::{AddressManager, Arm, CommitTotals, Wired};
 use cumulet_benches::guest::{Device, Guest, Shape, StageError};
 use hypervisor::{Hypervisor, HypervisorKind, IrqchipMode, VmOptions};
 
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 20;
 const SHAPE: Shape = Shape { scale: 1, irqfds: true, arm: Arm::Now };
 
 /// How the wiring is put in place.
@@ -90,13 +90,14 @@ fn run() -> Result<(), Failure> {
     let hypervisor = hypervisor::open(Some(HypervisorKind::Kvm))?;
     let mut columns: Vec<(Way, Vec<Measured>)> = Way::ALL.map(|way| (way, Vec::new())).into();
     for round in 0..rounds.max(1) {
-        // The end of a VM keeps the kernel busy for a while, and every way shall suffer from all.
-        columns.rotate_left(round % Way::ALL.len());
-        for (way, measured) in &mut columns {
+        // The end of a VM keeps the kernel busy for a while: over 20 rounds, every way comes after
+        // each of the others equally often, as their number is a prime.
+        for turn in 0..columns.len() {
+            let index = (round + turn * (1 + round / columns.len() % (columns.len() - 1))) % columns.len();
+            let Some((way, measured)) = columns.get_mut(index) else { continue };
             measured.push(measure(&*hypervisor, *way)?);
         }
     }
-    columns.sort_by_key(|(way, _)| Way::ALL.iter().position(|other| other == way));
     print(&columns);
     Ok(())
 }
