@@ -58,7 +58,7 @@ STEPS = {s.name: s for s in (
     Step("firmware", guests.build_firmware, KIT, {"CLOUDHV.fd": "CLOUDHV.fd"}, suite=FIRMWARE_SUITE),
     Step("full", full_image.build,
          KIT + ("labkit/cpio.py", "labkit/full_image.py", "labkit/pvh.py", "guest/full-init", "guest/full-firstboot"),
-         {n: n for n in ("full.raw", "full.vmlinux", "full-initrd.cpio")},
+         {n: n for n in ("full.raw", "full.extents", "full.vmlinux", "full-initrd.cpio")},
          needs=("guestkernel", "busybox"), by_default=False, mib=1500),
 )}
 

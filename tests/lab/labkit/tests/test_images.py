@@ -1,10 +1,11 @@
+import io
 import os
 import struct
 import subprocess
 import tempfile
 import unittest
 
-from labkit import kernels, pvh
+from labkit import full_image, kernels, pvh
 from labkit.cpio import Cpio
 from labkit.errors import LabError
 
@@ -141,3 +142,18 @@ class PvhTest(Scratch):
             pvh.embed_initramfs(self.kernel(note_type=17), self.write("initrd", b"x"), self.dir + "/out")
         with self.assertRaisesRegex(LabError, "not a 64-bit ELF"):
             pvh.embed_initramfs(self.write("junk", bytes(100)), self.write("initrd", b"x"), self.dir + "/out")
+
+
+class ExtentsTest(unittest.TestCase):
+    def extents(self, text):
+        blocks = b"".join((b"x" if c == "x" else b"\0") * 8 for c in text)
+        return full_image.extents(io.BytesIO(blocks), block=8, gap=1)
+
+    def test_what_is_not_zero_is_in_one_and_long_gaps_are_in_none(self):
+        self.assertEqual(self.extents("xx.x...x"), [(0, 4), (7, 1)])
+        self.assertEqual(self.extents("...."), [])
+        self.assertEqual(self.extents(""), [])
+
+    def test_a_last_piece_of_a_block_counts(self):
+        self.assertEqual(full_image.extents(io.BytesIO(bytes(8) + b"x"), block=8), [(1, 1)])
+        self.assertEqual(full_image.extents(io.BytesIO(bytes(8) + bytes(3)), block=8), [])
