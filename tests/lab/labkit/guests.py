@@ -13,7 +13,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # virtio_pci, the virtio console, ext4 and fuse are built into the cloud kernel.
 NANO_MODULES = """virtio_blk virtio_net vmw_vsock_virtio_transport virtio_balloon
  virtio_mem virtio_pmem nd_pmem virtio-rng nvme e1000e virtio_iommu vfat nls_cp437
- nls_ascii nls_iso8859-1 ptp_kvm overlay""".split()
+ nls_ascii nls_iso8859-1 ptp_kvm overlay button evdev""".split()
 NANO_PACKAGES = "busybox dropbear-bin".split()
 NANO_DIRECTORIES = ("bin", "mods", "proc", "sys", "dev", "tmp", "run", "root", "mnt", "etc/dropbear", "lib", "lib64")
 

@@ -21,13 +21,16 @@ note() { printf '%s' "${NOTED:+; }$*" >>"$W/note"; NOTED=1; }
 skip() { echo "$*" >"$W/skip"; exit 0; }
 fail() { note "$*"; return 1; }
 
+# A check that talks to its VMs calls this first; without it they have no API.
+needs_api() { API=1; [ -x "$REMOTE" ] || fail "no $REMOTE"; }
+
 # spawn NAME [NETNS COMMAND...] -- ARGUMENTS: the VMM in the background. Its console goes to $W/NAME.log, what it
 # says itself to $W/NAME.out.
 spawn() {
   local name=$1 prefix=(); shift
   while [ "$1" != -- ]; do prefix+=("$1"); shift; done; shift
   rm -f "$W/$name.api" "$W/$name.log"
-  "${prefix[@]}" "$VMM" --api-socket "$W/$name.api" "$@" >"$W/$name.out" 2>&1 &
+  "${prefix[@]}" "$VMM" ${API:+--api-socket "$W/$name.api"} "$@" >"$W/$name.out" 2>&1 &
   printf -v "PID_$name" %s $!
 }
 # vm NAME KERNEL-PARAMETERS... -- ARGUMENTS: the nano guest with its console on hvc0.

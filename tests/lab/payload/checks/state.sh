@@ -1,9 +1,7 @@
 # Snapshot, restore, migration and hotplug: everything that takes the API.
 
-needs_remote() { [ -x "$REMOTE" ] || fail "no $REMOTE"; }
-
 snapshot() { # RESTORE-OPTIONS: the guest counts on where it stood
-  needs_remote || return
+  needs_api || return
   mkdir "$W/snap"
   vm a lab.do=count lab.ip=192.168.77.2/24 -- --memory size=256M --cpus boot=1
   up a 90 "COUNT 20" || return
@@ -28,7 +26,7 @@ check_ondemand() { snapshot ",memory_restore_mode=ondemand"; }
 # migrate RECEIVE-URL SEND-URL: from one network namespace to another, both on one bridge; the guest is pinged all the
 # time.
 migrate() {
-  needs_remote || return
+  needs_api || return
   ip link add br0 type bridge; ip addr add 192.168.77.1/24 dev br0; ip link set br0 up
   local i
   for i in 1 2; do
@@ -63,7 +61,7 @@ check_migrate_postcopy() {
 }
 
 check_hotplug() {
-  needs_remote || return
+  needs_api || return
   truncate -s 16M "$W/d.raw"
   vm a -- --memory size=512M,hotplug_size=1G --cpus boot=1,max=4
   up a && api a add-disk "path=$W/d.raw" >/dev/null && api a resize --cpus 2 && api a resize --memory 768M &&
