@@ -72,8 +72,9 @@ def parser():
     r.add_argument("--mem", default="4G")
     r.add_argument("--smp", type=int, default=2)
     r.add_argument("--cpu", default=machine.Machine.cpu)
-    r.add_argument("--single", action="store_true",
-                   help="one emulation thread, which firmware in L2 needs")
+    r.add_argument("--single", action="store_true", help="one emulation thread")
+    r.add_argument("--icount", type=int, metavar="SHIFT",
+                   help="one emulation thread, and time by executed instructions, each 2^SHIFT ns: firmware in L2 needs it")
     r.add_argument("--tb", type=int, default=1024, metavar="MIB", help="QEMU's translation cache")
     r.add_argument("--iommu", choices=["intel", "amd", "virtio"])
     r.add_argument("--disk", action="append", default=[], metavar="IMAGE", help="/dev/vdb and on in L1")
@@ -111,7 +112,7 @@ def run(cache, a):
             log(f"{a.vmm} is not there: /vmm will be missing")
     # A share of the caller takes the place of ours.
     shares = [s for s in shares if s.where not in {n.where for n in named}] + named
-    l1 = machine.Machine(memory=a.mem, smp=a.smp, cpu=a.cpu, single=a.single, translation_mib=a.tb, iommu=a.iommu,
+    l1 = machine.Machine(memory=a.mem, smp=a.smp, cpu=a.cpu, single=a.single, icount=a.icount, translation_mib=a.tb, iommu=a.iommu,
                          disks=tuple(a.disk), append=a.append, extra=tuple(a.qemu_arg), qemu=a.qemu)
     job = session.Job(command=command, environment=dict(pair(e, "--env") for e in a.env), shares=shares, out=a.out,
                       payload=os.path.join(HERE, "payload"), timeout=a.timeout, snapshot=a.snapshot, keep=a.keep, stats=a.stats, verbose=a.verbose)

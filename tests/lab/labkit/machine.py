@@ -23,6 +23,11 @@ APPEND = ("console=ttyS0 quiet panic=-1 mitigations=off no_timer_check tsc=relia
           "initcall_blacklist=jent_mod_init,load_system_certificate_list")
 
 
+# With `icount`, time passes in L1 by executed instructions: however busy the machine is, L1 does not notice. OVMF in L2
+# needs that. QEMU (10.0 to 11.1) aborts when an L2 writes CR8 while its host waits for L2 to open its interrupt window
+# (`helper_write_crN` calls `cpu_interrupt` without the lock). OVMF writes CR8 at the end of every interrupt handler; if its
+# timer's 10 ms pass meanwhile, which by the clock they do whenever the emulation is held up, the next tick waits.
+
 @dataclasses.dataclass
 class Share:
     """A host directory and where L1 mounts it."""
@@ -36,7 +41,8 @@ class Machine:
     memory: str = "4G"
     smp: int = 2
     cpu: str = "max,+svm,la57=off"
-    single: bool = False            # one emulation thread; OVMF in L2 needs it: multi-threaded emulation aborts there
+    single: bool = False            # one emulation thread
+    icount: int | None = None       # time by instructions, each 2^icount ns (see below)
     translation_mib: int = 1024
     iommu: str | None = None
     disks: tuple = ()
@@ -56,10 +62,11 @@ def qemu(cached, named=None):
 def arguments(machine, artefacts, run_dir, shares):
     """QEMU's arguments for one run, whose sockets and job are in `run_dir`."""
     root = artefacts["l1root"] + "/l1root.erofs"
+    threads = "single" if machine.single or machine.icount is not None else "multi"
     args = [
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-machine", "q35,vmport=off,smbus=off,sata=off,hpet=off",
-        "-accel", f"tcg,thread={'single' if machine.single else 'multi'},tb-size={machine.translation_mib}",
+        "-accel", f"tcg,thread={threads},tb-size={machine.translation_mib}",
         "-cpu", machine.cpu, "-smp", str(machine.smp), "-m", machine.memory,
         "-kernel", artefacts["l1kernel"] + "/vmlinux", "-initrd", artefacts["l1initrd"] + "/initrd.cpio",
         "-append", f"{APPEND} {machine.append}".strip(),
@@ -87,6 +94,9 @@ def arguments(machine, artefacts, run_dir, shares):
     for i, disk in enumerate(machine.disks):            # /dev/vdb, /dev/vdc ...
         args += ["-blockdev", f"file,node-name=disk{i},filename={os.path.abspath(disk)},locking=off",
                  "-device", f"virtio-blk-pci,drive=disk{i}"]
+    if machine.icount is not None:
+        # When L1 is idle, its clock goes straight to the next timer.
+        args += ["-icount", f"shift={machine.icount},sleep=off"]
     for words in machine.extra:
         args += shlex.split(words)
     return args

@@ -134,7 +134,7 @@ class MachineTest(unittest.TestCase):
 
     def test_another_machine_does_not_fit(self):
         base = machine.shape(self.arguments(), "/tmp/r")
-        for options in ({"smp": 1}, {"memory": "8G"}, {"iommu": "intel"}, {"single": True}, {"disks": ("/d",)}):
+        for options in ({"smp": 1}, {"memory": "8G"}, {"iommu": "intel"}, {"single": True}, {"icount": 2}, {"disks": ("/d",)}):
             self.assertNotEqual(machine.shape(self.arguments(**options), "/tmp/r"), base, options)
 
     def test_read_only_shares_are_exported_read_only(self):

@@ -35,7 +35,7 @@ check_full() {
   [ "$(cat "$W/notify")" = booted ] && [ "$(cloud hostname)" = labhost ] || return
   cloud sudo poweroff; ends a 90
 }
-check_firmware() { # CLOUDHV.fd, systemd-boot, Debian; run.sh has to run with one emulation thread (lab.py --single)
+check_firmware() { # CLOUDHV.fd, systemd-boot, Debian; wants `lab.py run --icount 2 --smp 1`
   [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
   full_image "$W/f.raw" || return
   spawn a -- --firmware "$ART/CLOUDHV.fd" --disk "path=$W/f.raw" --memory size=1G --serial "file=$W/a.log" --console off
