@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use super::{
     Host, Machine, NamedDevice,
-    attach::{self, AttachError},
+    attach::{self, AttachError, Attached, ImageLocks, RateLimiters},
     payload::{self, OpenPayload, PayloadError},
     platform::{Platform, PlatformParts},
     sinks::Interrupts,
@@ -161,12 +161,18 @@ impl Prepared {
         };
         let platform = Platform::build(parts, &transaction)?;
 
+        let limiters = RateLimiters::new(&config.rate_limit_groups);
+        let context = attach::Context {
+            manager: &manager,
+            interrupts: &interrupts,
+            doorbell_any_width: capabilities.doorbell_any_width,
+            limiters: &limiters,
+            image_locks: ImageLocks::Now,
+        };
         let mut devices = Vec::with_capacity(layout.devices.len());
         let mut staged = Vec::with_capacity(layout.devices.len());
         for (device, device_config) in layout.devices.iter().zip(&config.devices) {
-            let doorbell_any_width = capabilities.doorbell_any_width;
-            let context = attach::Context { manager: &manager, interrupts: &interrupts, doorbell_any_width };
-            let attached = attach::attach(device_config, device, &context)
+            let Attached { device: attached, control } = attach::attach(device_config, device, &context)
                 .map_err(|source| BuildError::Attach { id: device.id.clone(), source })?;
             let segment = segments
                 .iter()
@@ -176,7 +182,7 @@ impl Prepared {
             if let Some(function) = attached.lock().pci() {
                 staged.push((attached.clone(), function.endpoint().stage(&transaction)));
             }
-            devices.push(NamedDevice { id: device.id.clone(), device: attached });
+            devices.push(NamedDevice { id: device.id.clone(), device: attached, control });
         }
 
         let vcpus = vcpu_identities(config, &layout, supported)?;

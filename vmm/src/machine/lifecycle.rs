@@ -41,7 +41,7 @@ impl Machine {
         self.vcpus.pause()?;
         // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
         self.stopped_clock = self.vm.clock().ok();
-        for NamedDevice { id, device } in self.all_devices() {
+        for NamedDevice { id, device, .. } in self.all_devices() {
             device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
         }
         Ok(())

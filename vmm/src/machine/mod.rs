@@ -6,11 +6,14 @@
 
 pub mod attach;
 pub mod builder;
+mod images;
 mod lifecycle;
 pub mod payload;
 pub mod platform;
 pub mod sinks;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -44,6 +47,8 @@ pub struct NamedDevice {
     pub id: String,
     /// The device.
     pub device: SharedDevice,
+    /// What else can be asked of it.
+    pub control: attach::Control,
 }
 
 /// A built machine. Made paused.

@@ -14,7 +14,11 @@ use devices::{
 };
 use parking_lot::Mutex;
 
-use super::{BuildError, NamedDevice, attach::terminal::InputPump, sinks::Interrupts};
+use super::{
+    BuildError, NamedDevice,
+    attach::{Control, terminal::InputPump},
+    sinks::Interrupts,
+};
 use crate::layout::Layout;
 
 /// Id of COM1.
@@ -64,7 +68,7 @@ impl Platform {
                 let owner = Owner::new(id);
                 transaction.add_handler(HandlerRange { space: IoSpace::Pio, base, size, handler, owner })?;
             }
-            devices.push(NamedDevice { id: id.to_owned(), device });
+            devices.push(NamedDevice { id: id.to_owned(), device, control: Control::None });
             Ok::<(), BuildError>(())
         };
 

@@ -3,30 +3,57 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
 };
 
-use devices::SharedDevice;
 use virtio_devices::{
-    block::{self, Block},
-    host::{
-        disk::{
-            lock::Granularity,
-            probe::{self, ImageFormat},
-            raw::{RawImage, RawOptions},
-        },
-        rate_limiter::RateLimiter,
+    block::{self, Block, BlockControl},
+    host::disk::{
+        lock::Granularity,
+        probe::{self, ImageFormat},
+        raw::{RawImage, RawOptions},
     },
     worker::PlainThreads,
 };
 
-use super::{AttachError, Context, bucket, virtio};
+use super::{AttachError, Attached, Context, Control, ImageLocks, limiter, virtio};
 use crate::{
-    config::{BlockConfig, ImageType, LockGranularity, RateLimit},
+    config::{BlockConfig, ImageType, LockGranularity},
     layout::DeviceLayout,
 };
+
+/// A disk of a machine: its image, and what can be asked of it.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    path: PathBuf,
+    control: BlockControl,
+}
+
+impl Disk {
+    /// Makes sure that nobody else uses the image against our use of it. Does nothing if it is locked already.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub fn lock(&self) -> Result<(), AttachError> {
+        let image = self.control.image();
+        image.lock().map_err(|source| AttachError::Locked { path: self.path.clone(), source })
+    }
+
+    /// Lets others use the image, for a machine that is handed over.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn unlock(&self) -> Result<(), AttachError> {
+        let image = self.control.image();
+        image.unlock().map_err(|source| AttachError::Locked { path: self.path.clone(), source })
+    }
+
+    /// What else can be asked of it.
+    pub fn control(&self) -> &BlockControl {
+        &self.control
+    }
+}
 
 /// Opens the image and builds the device.
 ///
@@ -36,10 +63,7 @@ pub fn attach(
     config: &BlockConfig,
     layout: &DeviceLayout,
     context: &Context<'_>,
-) -> Result<SharedDevice, AttachError> {
-    if config.rate_limit_group.is_some() {
-        return Err(AttachError::Unavailable { what: "rate limit groups" });
-    }
+) -> Result<Attached, AttachError> {
     let path = &config.path;
     let format = find_format(path)?;
     match (config.image_type, format) {
@@ -70,12 +94,20 @@ pub fn attach(
         serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
         queues: config.num_queues,
         queue_size: config.queue_size,
-        limiter: config.rate_limit.map(limiter),
+        limiter: match &config.rate_limit_group {
+            Some(group) => Some(context.limiters.get(group)?),
+            None => config.rate_limit.map(limiter),
+        },
         affinity: config.queue_affinity.iter().cloned().collect(),
     };
     let device = Block::new(parts, Arc::new(image), Arc::new(PlainThreads));
     log::info!("{}: {} through {}", config.id, path.display(), device.engine());
-    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+    let disk = Disk { path: path.clone(), control: device.control() };
+    if context.image_locks == ImageLocks::Now {
+        disk.lock()?;
+    }
+    let device = virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)?;
+    Ok(Attached { device, control: Control::Disk(disk) })
 }
 
 fn find_format(path: &Path) -> Result<ImageFormat, AttachError> {
@@ -92,8 +124,4 @@ fn open(path: &Path, config: &BlockConfig) -> Result<File, AttachError> {
         options.custom_flags(libc::O_DIRECT);
     }
     options.open(path).map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
-}
-
-fn limiter(limit: RateLimit) -> Arc<RateLimiter> {
-    Arc::new(RateLimiter::new(limit.bandwidth.map(bucket), limit.ops.map(bucket), Instant::now()))
 }

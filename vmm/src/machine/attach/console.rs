@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use devices::SharedDevice;
 use virtio_devices::{console::Console, worker::PlainThreads};
 
-use super::{AttachError, Context, terminal, virtio};
+use super::{AttachError, Attached, Context, terminal, virtio};
 use crate::{config::ConsoleConfig, layout::DeviceLayout};
 
 /// Opens the target and builds the device.
@@ -16,10 +15,10 @@ pub fn attach(
     config: &ConsoleConfig,
     layout: &DeviceLayout,
     context: &Context<'_>,
-) -> Result<SharedDevice, AttachError> {
+) -> Result<Attached, AttachError> {
     let terminal =
         terminal::open(&config.target)?.ok_or(AttachError::Unavailable { what: "a console that is off" })?;
     let (columns, rows) = crate::terminal::size();
     let device = Console::new(&config.id, terminal, columns, rows, Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+    virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)
 }

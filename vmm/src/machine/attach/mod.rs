@@ -2,23 +2,27 @@
 //! constructor. This is the only place that matches over all kinds of devices. It knows no address:
 //! the layout has them.
 
-mod block;
+pub mod block;
 mod console;
 mod net;
 mod rng;
 pub mod terminal;
 mod virtio;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 
 use address_manager::AddressManager;
 use devices::SharedDevice;
 use thiserror::Error;
-use virtio_devices::host::{rate_limiter, tap::TapError};
+use virtio_devices::host::{
+    disk::lock::LockError,
+    rate_limiter::{self, RateLimiter},
+    tap::TapError,
+};
 
 use super::sinks::Interrupts;
 use crate::{
-    config::{BucketConfig, DeviceConfig, DeviceKind},
+    config::{BucketConfig, DeviceConfig, DeviceKind, RateLimit, RateLimitGroup},
     layout::DeviceLayout,
 };
 
@@ -60,6 +64,18 @@ pub enum AttachError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The image is somebody else's, or its lock cannot be had.
+    #[error("cannot lock {}", .path.display())]
+    Locked {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LockError,
+    },
+    /// No limits have that name.
+    #[error("there is no rate limit group {0}")]
+    NoGroup(String),
     /// The tap cannot be used.
     #[error("network")]
     Tap(#[source] TapError),
@@ -91,6 +107,60 @@ pub struct Context<'machine> {
     pub interrupts: &'machine Arc<Interrupts>,
     /// Whether a doorbell may match a write of any width.
     pub doorbell_any_width: bool,
+    /// Limits that disks share.
+    pub limiters: &'machine RateLimiters,
+    /// When images are locked.
+    pub image_locks: ImageLocks,
+}
+
+/// When the images of disks are locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageLocks {
+    /// As soon as they are open.
+    Now,
+    /// When the machine that has them until then has let go of them ([`lock_images`]).
+    ///
+    /// [`lock_images`]: super::Machine::lock_images
+    Later,
+}
+
+/// The buckets of the rate limit groups, by their ids.
+#[derive(Debug, Default)]
+pub struct RateLimiters(BTreeMap<String, Arc<RateLimiter>>);
+
+impl RateLimiters {
+    /// Full buckets for every group.
+    pub fn new(groups: &[RateLimitGroup]) -> Self {
+        Self(groups.iter().map(|group| (group.id.clone(), limiter(group.limit))).collect())
+    }
+
+    fn get(&self, group: &str) -> Result<Arc<RateLimiter>, AttachError> {
+        self.0.get(group).cloned().ok_or_else(|| AttachError::NoGroup(group.to_owned()))
+    }
+}
+
+/// A device that has been built.
+#[derive(Debug)]
+pub struct Attached {
+    /// The device.
+    pub device: SharedDevice,
+    /// What can be asked of it beyond what all devices can be asked.
+    pub control: Control,
+}
+
+impl Attached {
+    fn plain(device: SharedDevice) -> Self {
+        Self { device, control: Control::None }
+    }
+}
+
+/// What the machine can ask of a device of a certain kind while it runs.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// Nothing.
+    None,
+    /// The lock of its image, its size.
+    Disk(block::Disk),
 }
 
 /// Opens what `config` needs and builds the device at the place that `layout` gives it.
@@ -101,7 +171,7 @@ pub fn attach(
     config: &DeviceConfig,
     layout: &DeviceLayout,
     context: &Context<'_>,
-) -> Result<SharedDevice, AttachError> {
+) -> Result<Attached, AttachError> {
     if config.kind() != layout.kind {
         return Err(AttachError::Kind { configured: config.kind(), laid_out: layout.kind });
     }
@@ -113,8 +183,30 @@ pub fn attach(
     }
 }
 
+/// Full buckets of a device's own, or of a group's.
+fn limiter(limit: RateLimit) -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(limit.bandwidth.map(bucket), limit.ops.map(bucket), Instant::now()))
+}
+
 /// A token bucket as the devices take it.
 fn bucket(config: BucketConfig) -> rate_limiter::BucketConfig {
     let BucketConfig { size, one_time_burst, refill_ms } = config;
     rate_limiter::BucketConfig { size, one_time_burst, refill_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_one_bucket() {
+        let ops = Some(BucketConfig { size: 2, one_time_burst: 0, refill_ms: 1_000_000 });
+        let group = |id: &str| RateLimitGroup { id: id.into(), limit: RateLimit { bandwidth: None, ops } };
+        let limiters = RateLimiters::new(&[group("a"), group("b")]);
+        let (now, one, another) = (Instant::now(), limiters.get("a").unwrap(), limiters.get("a").unwrap());
+        assert!(one.take(512, now).is_ok() && another.take(512, now).is_ok());
+        assert!(one.take(512, now).is_err() && another.take(512, now).is_err());
+        assert!(limiters.get("b").unwrap().take(512, now).is_ok());
+        assert_eq!(limiters.get("c").unwrap_err().to_string(), "there is no rate limit group c");
+    }
 }

@@ -1,22 +1,15 @@
 //! Virtio network device: opens or takes over its tap, and sets the host's end up.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{os::fd::OwnedFd, sync::Arc};
 
-use devices::SharedDevice;
 use virtio_devices::{
-    host::{
-        rate_limiter::RateLimiter,
-        tap::{Interface, TapError, Taps},
-    },
+    host::tap::{Interface, TapError, Taps},
     net::{self, Net},
     worker::PlainThreads,
 };
 
-use super::{AttachError, Context, bucket, virtio};
-use crate::{
-    config::{NetConfig, RateLimit},
-    layout::DeviceLayout,
-};
+use super::{AttachError, Attached, Context, limiter, virtio};
+use crate::{config::NetConfig, layout::DeviceLayout};
 
 /// Opens the tap and builds the device.
 ///
@@ -26,7 +19,7 @@ pub fn attach(
     config: &NetConfig,
     layout: &DeviceLayout,
     context: &Context<'_>,
-) -> Result<SharedDevice, AttachError> {
+) -> Result<Attached, AttachError> {
     let mac =
         config.mac.ok_or(AttachError::Unavailable { what: "a network device without a MAC address" })?;
     let taps = open(config)?;
@@ -45,7 +38,7 @@ pub fn attach(
         transmit_limiter: config.rate_limit.map(limiter),
     };
     let device = Net::new(parts, Arc::new(taps), Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+    virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)
 }
 
 fn open(config: &NetConfig) -> Result<Taps, AttachError> {
@@ -74,8 +67,4 @@ fn set_up(config: &NetConfig, name: &str) -> Result<(), TapError> {
         interface.set_address(address, mask)?;
     }
     interface.set_up()
-}
-
-fn limiter(limit: RateLimit) -> Arc<RateLimiter> {
-    Arc::new(RateLimiter::new(limit.bandwidth.map(bucket), limit.ops.map(bucket), Instant::now()))
 }

@@ -2,10 +2,9 @@
 
 use std::{fs::File, sync::Arc};
 
-use devices::SharedDevice;
 use virtio_devices::{rng::Rng, worker::PlainThreads};
 
-use super::{AttachError, Context, virtio};
+use super::{AttachError, Attached, Context, virtio};
 use crate::{config::RngConfig, layout::DeviceLayout};
 
 /// Opens the source and builds the device.
@@ -16,9 +15,9 @@ pub fn attach(
     config: &RngConfig,
     layout: &DeviceLayout,
     context: &Context<'_>,
-) -> Result<SharedDevice, AttachError> {
+) -> Result<Attached, AttachError> {
     let source = File::open(&config.source)
         .map_err(|source| AttachError::Open { path: config.source.clone(), source })?;
     let device = Rng::new(&config.id, source, Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)
+    virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)
 }

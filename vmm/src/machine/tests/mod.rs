@@ -1,0 +1,91 @@
+//! Machines on the fake hypervisor, built from what a client would say.
+
+mod images;
+
+use std::{io::Write, path::Path, sync::Arc};
+
+use api_client::wire;
+use hypervisor::fake::FakeHypervisor;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use super::{BuildError, Host, Machine, sinks::RequestQueue};
+use crate::config::{VmConfig, wire::IdCounter};
+
+/// A bench for machines: a host that records, and a kernel.
+pub(super) struct Bench {
+    host: Host,
+    kernel: NamedTempFile,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let hypervisor = Arc::new(FakeHypervisor::new());
+        let host = Host { hypervisor, requests: RequestQueue::new().unwrap() };
+        let mut kernel = NamedTempFile::new().unwrap();
+        kernel.write_all(&kernel_image()).unwrap();
+        Self { host, kernel }
+    }
+
+    /// A configuration of 64 MiB and no console, with `said` laid over it.
+    pub(super) fn config(&self, said: Value) -> VmConfig {
+        let mut whole = json!({
+            "payload": { "kernel": self.kernel.path() },
+            "memory": { "size": 64 << 20 },
+            "console": { "mode": "Off" },
+        });
+        for (key, value) in said.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        let mut said: wire::VmConfig = serde_json::from_value(whole).unwrap();
+        VmConfig::from_wire(&mut said, &mut IdCounter::default()).unwrap()
+    }
+
+    pub(super) fn boot(&self, said: Value) -> Result<Machine, BuildError> {
+        Machine::boot(&self.config(said), &self.host)
+    }
+
+    /// Why a machine cannot be built.
+    pub(super) fn refusal(&self, said: Value) -> String {
+        crate::error::chain(&self.boot(said).unwrap_err())
+    }
+}
+
+/// An image of that many bytes.
+pub(super) fn image(size: u64) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(size).unwrap();
+    file
+}
+
+pub(super) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// An ELF file with a PVH entry and one segment of a page at 1 MiB.
+fn kernel_image() -> Vec<u8> {
+    const NOTE_AT: u64 = 0x400;
+    const ENTRY: u32 = 0x10_0000;
+    let mut image = vec![0; 0x2000];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &2u16.to_le_bytes()); // an executable
+    put(18, &62u16.to_le_bytes()); // x86-64
+    put(32, &64u64.to_le_bytes()); // program headers: where, how long, how many
+    put(54, &56u16.to_le_bytes());
+    put(56, &2u16.to_le_bytes());
+    let mut header = |at: usize, kind: u32, offset: u64, address: u64, size: u64| {
+        put(at, &kind.to_le_bytes());
+        put(at + 8, &offset.to_le_bytes());
+        put(at + 24, &address.to_le_bytes());
+        put(at + 32, &size.to_le_bytes());
+        put(at + 40, &size.to_le_bytes());
+        put(at + 48, &4u64.to_le_bytes());
+    };
+    header(64, 4, NOTE_AT, 0, 20);
+    header(120, 1, 0x1000, u64::from(ENTRY), 0x1000);
+    for (index, word) in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), ENTRY].into_iter().enumerate() {
+        put(0x400 + 4 * index, &word.to_le_bytes());
+    }
+    image
+}
