@@ -13,6 +13,7 @@ use address_manager::{
 use arch::x86_64::{
     acpi::AcpiError,
     cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate},
+    smbios::SmbiosError,
 };
 use devices::{
     SharedDevice,
@@ -53,6 +54,9 @@ pub enum BuildError {
     /// The machine cannot be described to the guest.
     #[error("ACPI tables")]
     Acpi(#[from] AcpiError),
+    /// It cannot be called what it shall be called.
+    #[error("platform")]
+    Smbios(#[from] SmbiosError),
     /// Memory cannot be had.
     #[error("guest memory")]
     Memory(#[from] BackingError),
@@ -101,6 +105,7 @@ impl Machine {
         let layout = Layout::allocate(config, &caps)?;
         let payload = config.payload.as_ref().ok_or(ConfigError::NoPayload)?;
         let (acpi, taken) = super::tables::acpi(&layout, config.cpus.topology)?;
+        let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
         let prepared = Prepared::new(config, host, layout, &supported)?;
         let memory = prepared.transaction.memory();
@@ -108,6 +113,7 @@ impl Machine {
         for (at, bytes) in &acpi.pieces {
             payload::write(bytes, *at, &memory)?;
         }
+        payload::write(&smbios, smbios_at, &memory)?;
         let entry = payload.plan.entry;
         prepared.commit(host, |index| match index {
             0 => VcpuStart::Ready(Box::new(entry)),

@@ -1,4 +1,4 @@
-//! What firmware tables say of a machine: a layout and a configuration in, ACPI tables out.
+//! What firmware tables say of a machine: a layout and a configuration in, ACPI and SMBIOS tables out.
 
 use arch::x86_64::{
     acpi::{
@@ -7,12 +7,16 @@ use arch::x86_64::{
     },
     layout::{self as map, Range},
     memory_map::MemoryMapEntry,
+    smbios::{self, SmbiosConfig, SmbiosError},
     topology::Topology,
 };
 use devices::platform::{PmTimer, PowerControl, PvPanic, Rtc, Serial};
 
 use super::platform::{EVENTS_BASE, EVENTS_GSI};
-use crate::layout::{Layout, RangeLayout};
+use crate::{
+    config::PlatformConfig,
+    layout::{Layout, RangeLayout},
+};
 
 /// ACPI tables with their place, and the range that they take out of RAM, if any.
 ///
@@ -27,6 +31,35 @@ pub fn acpi(
     let low_ram_end = low_ram.map(|part| part.base + part.size).max().unwrap_or(0);
     let (area, taken) = AcpiArea::choose(tables.size(), low_ram_end)?;
     Ok((tables.place(&area)?, taken))
+}
+
+/// SMBIOS, and its address. Every memory map has its place reserved.
+///
+/// # Errors
+/// A string cannot be represented, or all together are too long.
+pub fn smbios(platform: &PlatformConfig) -> Result<(u64, Vec<u8>), SmbiosError> {
+    let PlatformConfig {
+        serial_number,
+        uuid,
+        manufacturer,
+        product_name,
+        version,
+        family,
+        sku_number,
+        chassis_asset_tag,
+        oem_strings,
+    } = platform.clone();
+    smbios::build(&SmbiosConfig {
+        manufacturer,
+        product: product_name,
+        version,
+        serial: serial_number,
+        uuid: uuid.as_deref().map(smbios::parse_uuid).transpose()?,
+        sku: sku_number,
+        family,
+        asset_tag: chassis_asset_tag,
+        oem_strings,
+    })
 }
 
 fn describe(layout: &Layout, topology: Topology) -> AcpiConfig {

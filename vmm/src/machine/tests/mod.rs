@@ -1,5 +1,6 @@
 //! Machines on the fake hypervisor, built from what a client would say.
 
+mod firmware;
 mod images;
 
 use std::{io::Write, path::Path, sync::Arc};
@@ -8,6 +9,7 @@ use api_client::wire;
 use hypervisor::fake::FakeHypervisor;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{BuildError, Host, Machine, sinks::RequestQueue};
 use crate::config::{VmConfig, wire::IdCounter};
@@ -49,6 +51,13 @@ impl Bench {
     pub(super) fn refusal(&self, said: Value) -> String {
         crate::error::chain(&self.boot(said).unwrap_err())
     }
+}
+
+/// What is in a machine's memory.
+pub(super) fn memory(machine: &Machine, at: u64, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    machine.manager().memory().view().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    bytes
 }
 
 /// An image of that many bytes.
