@@ -282,6 +282,7 @@ fn check_zone(zone: &MemoryZoneConfig) -> Result<(), ConfigError> {
     }
     let conflict = match zone {
         MemoryZoneConfig { shared: true, mergeable: true, .. } => "shared memory cannot be mergeable",
+        MemoryZoneConfig { hugepage_size: Some(_), mergeable: true, .. } => "huge pages cannot be mergeable",
         MemoryZoneConfig { file: Some(_), hugepage_size: Some(_), .. } => {
             "a file brings its own page size: hugepages cannot be asked for"
         }

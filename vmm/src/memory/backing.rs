@@ -1,7 +1,5 @@
 //! The host memory of one zone: anonymous, a shared memfd, a file, huge pages.
 
-#![expect(unsafe_code, reason = "advising the kernel about a mapping is an unsafe call")]
-
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -9,10 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    mm::Advice,
+};
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
+use super::mapping;
 use crate::config::MemoryZoneConfig;
 
 /// The memory of a zone could not be had.
@@ -50,6 +52,19 @@ pub enum BackingError {
         #[source]
         source: io::Error,
     },
+    /// The host has no huge pages of that size, or too few that are free.
+    #[error("memory zone {zone}: the host does not have {size} bytes in free huge pages of {page} bytes")]
+    HugePages {
+        /// Which zone.
+        zone: String,
+        /// What was asked for.
+        size: u64,
+        /// Size of a huge page.
+        page: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The memory cannot be mapped.
     #[error("memory zone {zone}: cannot map {size} bytes")]
     Map {
@@ -60,6 +75,17 @@ pub enum BackingError {
         /// Why.
         #[source]
         source: MmapRegionError,
+    },
+    /// The memory cannot be had from the node that is asked for.
+    #[error("memory zone {zone}: cannot take memory of host NUMA node {node}")]
+    Node {
+        /// Which zone.
+        zone: String,
+        /// The node.
+        node: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The kernel does not take an advice about the mapping.
     #[error("memory zone {zone}: cannot {what}")]
@@ -99,32 +125,49 @@ impl<'config> Backing<'config> {
             return Err(BackingError::TooLarge { zone: zone.clone(), size, host });
         };
         let file = self.file()?;
+        let huge = file.as_ref().and_then(huge_page);
         let mut flags = match (&file, self.zone.shared) {
             (None, _) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             (Some(_), true) => libc::MAP_SHARED,
             (Some(_), false) => libc::MAP_PRIVATE,
         };
-        if !self.zone.reserve {
+        // Huge pages are always reserved: a guest that finds none when it writes would be killed for it.
+        if !self.zone.reserve && huge.is_none() {
             flags |= libc::MAP_NORESERVE;
         }
-        if self.zone.prefault {
-            flags |= libc::MAP_POPULATE;
-        }
         let offset = file.map(|file| FileOffset::new(file, 0));
-        let mapping = MmapRegion::build(offset, length, libc::PROT_READ | libc::PROT_WRITE, flags)
-            .map_err(|source| BackingError::Map { zone: zone.clone(), size, source })?;
-        if self.zone.thp && self.zone.hugepage_size.is_none() {
-            // Where the kernel has no transparent huge pages, small ones are what there is.
-            let _ = advise(&mapping, rustix::mm::Advice::LinuxHugepage);
-        }
-        if self.zone.mergeable {
-            advise(&mapping, rustix::mm::Advice::LinuxMergeable).map_err(|source| BackingError::Advise {
-                zone: zone.clone(),
-                what: "merge equal pages (KSM)",
-                source,
-            })?;
-        }
+        let mapping = MmapRegion::build(offset, length, libc::PROT_READ | libc::PROT_WRITE, flags);
+        let mapping = mapping.map_err(|source| match (huge, source) {
+            (Some(page), MmapRegionError::Mmap(source)) => {
+                BackingError::HugePages { zone: zone.clone(), size, page, source }
+            }
+            (_, source) => BackingError::Map { zone: zone.clone(), size, source },
+        })?;
+        self.settle(&mapping, huge.is_some())?;
         Ok(Arc::new(mapping))
+    }
+
+    /// Where the pages of a fresh mapping come from, of which kind they are, and whether they are there at once.
+    fn settle(&self, mapping: &MmapRegion, huge: bool) -> Result<(), BackingError> {
+        let MemoryZoneConfig { id: zone, host_numa_node, thp, mergeable, prefault, .. } = self.zone;
+        if let Some(node) = *host_numa_node {
+            let bound = mapping::bind(mapping, node);
+            bound.map_err(|source| BackingError::Node { zone: zone.clone(), node, source })?;
+        }
+        if !huge {
+            let advice = if *thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+            // A kernel without transparent huge pages refuses both: small ones are what there is.
+            let _ = mapping::advise(mapping, advice);
+        }
+        let failed = |what| move |source| BackingError::Advise { zone: zone.clone(), what, source };
+        if *mergeable {
+            let advised = mapping::advise(mapping, Advice::LinuxMergeable);
+            advised.map_err(failed("merge equal pages (KSM)"))?;
+        }
+        if *prefault {
+            mapping::populate(mapping).map_err(failed("populate all of it"))?;
+        }
+        Ok(())
     }
 
     /// The file to map, for the kinds of backing that have one.
@@ -143,7 +186,13 @@ impl<'config> Backing<'config> {
             // The page size travels as its logarithm in the upper bits (memfd_create(2)).
             flags |= MemfdFlags::from_bits_retain(page.trailing_zeros() << 26);
         }
-        let file = File::from(memfd_create(id.as_str(), flags).map_err(|errno| failed(errno.into()))?);
+        let file = memfd_create(id.as_str(), flags).map_err(|errno| match hugepage_size {
+            Some(page) => {
+                BackingError::HugePages { zone: id.clone(), size: *size, page: *page, source: errno.into() }
+            }
+            None => failed(errno.into()),
+        })?;
+        let file = File::from(file);
         file.set_len(*size).map_err(failed)?;
         Ok(Some(file))
     }
@@ -168,9 +217,122 @@ fn open(zone: &str, path: &PathBuf, size: u64) -> Result<File, BackingError> {
     Ok(file)
 }
 
-fn advise(mapping: &MmapRegion, advice: rustix::mm::Advice) -> io::Result<()> {
-    // SAFETY: the range is exactly one mapping of ours, and neither advice that is given here
-    // changes its content.
-    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }?;
-    Ok(())
+/// Size of the huge pages that a file consists of; `None` if they are of the usual size.
+fn huge_page(file: &File) -> Option<u64> {
+    // HUGETLBFS_MAGIC of <linux/magic.h>.
+    const HUGETLBFS: i64 = 0x9584_58f6;
+    let system = rustix::fs::fstatfs(file).ok().filter(|system| system.f_type == HUGETLBFS)?;
+    u64::try_from(system.f_bsize).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zone() -> MemoryZoneConfig {
+        MemoryZoneConfig {
+            id: "z".into(),
+            size: 4 << 20,
+            file: None,
+            shared: false,
+            hugepage_size: None,
+            host_numa_node: None,
+            prefault: false,
+            reserve: false,
+            mergeable: false,
+            thp: true,
+            hotplug_size: 0,
+        }
+    }
+
+    fn map(change: impl FnOnce(&mut MemoryZoneConfig)) -> Result<Arc<MmapRegion>, BackingError> {
+        let mut zone = zone();
+        change(&mut zone);
+        Backing::of(&zone).map()
+    }
+
+    /// What the kernel says of a mapping, by name.
+    fn said(mapping: &MmapRegion, name: &str) -> String {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut found = false;
+        for line in maps.lines() {
+            if line.contains('-')
+                && line.split('-').next().is_some_and(|word| u64::from_str_radix(word, 16).is_ok())
+            {
+                let (start, rest) = line.split_once('-').unwrap();
+                let (end, _) = rest.split_once(' ').unwrap();
+                let at = mapping.as_ptr() as u64;
+                let [start, end] = [start, end].map(|word| u64::from_str_radix(word, 16).unwrap());
+                found = (start..end).contains(&at);
+            } else if found && let Some(value) = line.strip_prefix(name) {
+                return value.trim_start_matches(':').trim().to_owned();
+            }
+        }
+        panic!("smaps has no {name} of the mapping");
+    }
+
+    fn has_flag(mapping: &MmapRegion, flag: &str) -> bool {
+        said(mapping, "VmFlags").split(' ').any(|word| word == flag)
+    }
+
+    #[test]
+    fn every_option_reaches_the_kernel() {
+        let plain = map(|_| ()).unwrap();
+        assert!(has_flag(&plain, "nr") && has_flag(&plain, "hg") && !has_flag(&plain, "sh"));
+        assert_eq!(said(&plain, "Rss"), "0 kB");
+        assert!(!has_flag(&map(|zone| zone.reserve = true).unwrap(), "nr"));
+        assert!(has_flag(&map(|zone| zone.thp = false).unwrap(), "nh"));
+        assert!(has_flag(&map(|zone| zone.shared = true).unwrap(), "sh"));
+        assert!(has_flag(&map(|zone| zone.mergeable = true).unwrap(), "mg"));
+        for shared in [false, true] {
+            let there = map(|zone| (zone.prefault, zone.shared) = (true, shared)).unwrap();
+            assert_eq!(said(&there, "Rss"), "4096 kB");
+        }
+    }
+
+    #[test]
+    fn memory_comes_from_the_node_that_is_asked_for() {
+        let bound = map(|zone| (zone.host_numa_node, zone.prefault) = (Some(0), true)).unwrap();
+        let at = format!("{:x} ", bound.as_ptr() as u64);
+        let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
+        let line = maps.lines().find(|line| line.starts_with(&at)).unwrap();
+        assert!(line.contains("bind:0"), "{line}");
+        for node in [999, 1 << 20] {
+            let error = map(|zone| zone.host_numa_node = Some(node)).unwrap_err();
+            assert!(error.to_string().contains(&format!("host NUMA node {node}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_that_are_not_there_are_an_error() {
+        // No host has so many, and none has pages of 8 KiB.
+        for (page, size) in [(1 << 30, 1 << 46), (8192, 4 << 20)] {
+            let refused = map(|zone| (zone.hugepage_size, zone.size) = (Some(page), size));
+            let Err(error) = refused else { panic!("{page}") };
+            let said = error.to_string();
+            assert!(said.contains("memory zone z") && said.contains(&size.to_string()), "{said}");
+        }
+        // What the host has free is had, and reserved.
+        let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let error =
+            map(|zone| (zone.hugepage_size, zone.size) = (Some(2 << 20), (free + 1) << 21)).unwrap_err();
+        assert!(error.to_string().contains("huge pages of 2097152 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_file_keeps_what_is_written_to_shared_memory() {
+        use vm_memory::{Bytes, VolatileMemory};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        for (shared, kept) in [(false, 0), (true, 7)] {
+            let mapping = map(|zone| (zone.file, zone.shared) = (Some(path.clone()), shared)).unwrap();
+            mapping.as_volatile_slice().write_obj(7u8, 0).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!((bytes.len(), bytes[0]), (4 << 20, kept));
+        }
+        // A directory is a place for a file without a name.
+        map(|zone| zone.file = Some(directory.path().into())).unwrap();
+        assert_eq!(directory.path().read_dir().unwrap().count(), 1);
+    }
 }

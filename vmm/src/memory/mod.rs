@@ -5,6 +5,7 @@
 //! restore (`paging`, to come).
 
 mod backing;
+mod mapping;
 
 use std::{collections::BTreeMap, sync::Arc};
 

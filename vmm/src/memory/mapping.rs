@@ -1,0 +1,109 @@
+//! What the kernel is told of a mapping: where its pages come from, of which kind they are, and when.
+
+#![expect(unsafe_code, reason = "the calls take an address and a length")]
+
+use std::{
+    io,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use parking_lot::Mutex;
+use rustix::mm::Advice;
+use vm_memory::MmapRegion;
+
+/// Greatest number of a NUMA node; more than any kernel is built for.
+const MAX_NODE: u32 = 1023;
+
+/// Pages are populated in pieces of this many bytes, each by one of several threads: a multiple of every
+/// common page size.
+const POPULATE_PIECE: usize = 1 << 30;
+const POPULATE_THREADS: usize = 16;
+
+/// Gives the kernel an advice about all of a mapping: one that changes nothing of its content.
+///
+/// # Errors
+/// The kernel does not take it.
+pub(super) fn advise(mapping: &MmapRegion, advice: Advice) -> io::Result<()> {
+    // SAFETY: the range is exactly one mapping of ours, and no advice that is given here changes its content.
+    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }?;
+    Ok(())
+}
+
+/// Has all pages come from one NUMA node of the host, those that are there already included.
+///
+/// # Errors
+/// There is no such node, or this process may not have its memory.
+pub(super) fn bind(mapping: &MmapRegion, node: u32) -> io::Result<()> {
+    // <linux/mempolicy.h>
+    const MPOL_BIND: libc::c_long = 2;
+    const MPOL_MF_STRICT: libc::c_long = 1;
+    const MPOL_MF_MOVE: libc::c_long = 2;
+    if node > MAX_NODE {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let mut nodes = [0u64; (MAX_NODE as usize + 1) / 64];
+    if let Some(word) = nodes.get_mut(node as usize / 64) {
+        *word = 1 << (node % 64);
+    }
+    // The kernel takes one bit less than it is told of.
+    let bits = libc::c_long::from(MAX_NODE) + 2;
+    // SAFETY: the range is exactly one mapping of ours, and the mask has as many bits as are read.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            mapping.as_ptr(),
+            mapping.size(),
+            MPOL_BIND,
+            nodes.as_ptr(),
+            bits,
+            MPOL_MF_STRICT | MPOL_MF_MOVE,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has every page be there, for writing, when this returns.
+///
+/// # Errors
+/// The host has not that much memory left, or is older than Linux 5.14.
+pub(super) fn populate(mapping: &MmapRegion) -> io::Result<()> {
+    let pieces = mapping.size().div_ceil(POPULATE_PIECE);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let result = Mutex::new(Ok(()));
+    let work = || {
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return;
+            }
+            if let Err(error) = populate_piece(mapping, piece) {
+                *result.lock() = Err(error);
+                // There is nothing left to do for anybody.
+                next.store(pieces, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..pieces.min(processors).min(POPULATE_THREADS) {
+            // Fewer threads than wished for do it too.
+            let _ = std::thread::Builder::new().name("prefault".into()).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    result.into_inner()
+}
+
+fn populate_piece(mapping: &MmapRegion, piece: usize) -> io::Result<()> {
+    let start = piece * POPULATE_PIECE;
+    let length = (mapping.size() - start).min(POPULATE_PIECE);
+    let address = mapping.as_ptr().wrapping_add(start);
+    loop {
+        // SAFETY: the range is a part of one mapping of ours; its content stays what it is.
+        match unsafe { rustix::mm::madvise(address.cast(), length, Advice::LinuxPopulateWrite) } {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
