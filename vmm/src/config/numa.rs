@@ -70,6 +70,13 @@ impl VmConfig {
                 }
             }
         }
-        Ok(())
+        // A guest that is not told of all memory takes no notice of the nodes.
+        match self.memory.iter().find(|zone| !self.numa.is_empty() && !zones.contains(&zone.id)) {
+            Some(zone) => Err(ConfigError::Machine {
+                section: "numa",
+                what: format!("memory zone {} is in no node", zone.id),
+            }),
+            None => Ok(()),
+        }
     }
 }

@@ -5,8 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use arch::x86_64::layout as map;
 use devices::pci::Bdf;
 
-use super::{DeviceLayout, Layout, LayoutError, RamLayout, RangeLayout, SegmentLayout, VcpuLayout};
-use crate::config::{DeviceConfig, VmConfig};
+use super::{
+    DeviceLayout, HotplugLayout, Layout, LayoutError, RamLayout, RangeLayout, SegmentLayout, VcpuLayout,
+};
+use crate::config::{DeviceConfig, SegmentWeights, VmConfig};
+
+/// Where memory that is added begins is a multiple of this: guests add memory in blocks, of 128 MiB and more.
+pub(super) const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
+
+/// What the windows of a segment are multiples of, below 4 GiB and above RAM.
+const MMIO32_ALIGNMENT: u64 = 1 << 20;
+const MMIO64_ALIGNMENT: u64 = 1 << 32;
 
 /// What the host can give a guest, as far as the layout depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,16 +35,23 @@ impl Layout {
     /// Something does not fit: memory, devices in their slots, BARs in their window, vCPUs.
     pub fn allocate(config: &VmConfig, caps: &HostCaps) -> Result<Self, LayoutError> {
         let phys_bits = config.cpus.max_phys_bits.min(caps.phys_bits);
-        let (ram, ram_end) = place_ram(config)?;
+        let ram = place_ram(config)?;
+        let ram_end = ram.iter().map(|part| part.base + part.size).max().unwrap_or(0).max(map::HOLE_END);
         let limit = 1u64.checked_shl(u32::from(phys_bits)).unwrap_or(u64::MAX);
+        let too_large = || {
+            let sizes = config.memory.iter().flat_map(|zone| [zone.size, zone.hotplug_size]);
+            LayoutError::Memory { size: sizes.fold(0, u64::saturating_add), phys_bits }
+        };
+        let (hotplug, ram_end) = place_hotplug(config, ram_end).ok_or_else(too_large)?;
         if ram_end > limit {
-            return Err(LayoutError::Memory { size: config.memory_size(), phys_bits });
+            return Err(too_large());
         }
-        let segments = place_segments(config.pci_segments, ram_end, phys_bits)?;
+        let segments = place_segments(config, ram_end, phys_bits)?;
         let devices = place_devices(&config.devices, &segments)?;
         let layout = Self {
             phys_bits,
             ram,
+            hotplug,
             vcpus: place_vcpus(config, caps)?,
             segments,
             devices,
@@ -47,8 +63,8 @@ impl Layout {
     }
 }
 
-/// Zones one after the other, around the hole below 4 GiB; and the end of all, hotplug included.
-fn place_ram(config: &VmConfig) -> Result<(Vec<RamLayout>, u64), LayoutError> {
+/// Zones one after the other, around the hole below 4 GiB.
+fn place_ram(config: &VmConfig) -> Result<Vec<RamLayout>, LayoutError> {
     let mut ram = Vec::new();
     let mut offset = 0u64;
     for zone in &config.memory {
@@ -59,35 +75,58 @@ fn place_ram(config: &VmConfig) -> Result<(Vec<RamLayout>, u64), LayoutError> {
         }
         offset = offset.saturating_add(zone.size);
     }
-    let end = ram.iter().map(|part| part.base + part.size).max().unwrap_or(0).max(map::HOLE_END);
-    let hotplug = config.memory.iter().fold(0u64, |sum, zone| sum.saturating_add(zone.hotplug_size));
-    Ok((ram, end.saturating_add(hotplug)))
+    Ok(ram)
 }
 
-/// Each segment gets an equal share of the two device windows, at a power-of-two alignment.
-fn place_segments(count: u16, ram_end: u64, phys_bits: u8) -> Result<Vec<SegmentLayout>, LayoutError> {
-    let count64 = u64::from(count.max(1));
-    let low = share(map::PCI32_SIZE, count64, 1 << 20);
-    let window = map::pci64_window(ram_end, phys_bits)?;
-    let high = share(window.size, count64, 1 << 32);
-    if low == 0 || high == 0 {
-        return Err(LayoutError::Windows { segments: count });
+/// What may be added to each zone, above all RAM; and the end of that. `None` if there are no such addresses.
+fn place_hotplug(config: &VmConfig, ram_end: u64) -> Option<(Vec<HotplugLayout>, u64)> {
+    let mut hotplug = Vec::new();
+    let mut end = ram_end;
+    for zone in config.memory.iter().filter(|zone| zone.hotplug_size > 0) {
+        let base = end.checked_next_multiple_of(HOTPLUG_ALIGNMENT)?;
+        end = base.checked_add(zone.hotplug_size)?;
+        hotplug.push(HotplugLayout { zone: zone.id.clone(), base, size: zone.hotplug_size });
     }
-    let segments = (0..count).map(|number| {
-        let at = u64::from(number);
+    Some((hotplug, end))
+}
+
+/// Each segment gets its weight's share of the two device windows, one after the other.
+fn place_segments(config: &VmConfig, ram_end: u64, phys_bits: u8) -> Result<Vec<SegmentLayout>, LayoutError> {
+    let count = config.pci_segments;
+    let weights: Vec<SegmentWeights> = (0..usize::from(count))
+        .map(|number| config.segment_weights.get(number).copied().unwrap_or_default())
+        .collect();
+    let (low_weights, high_weights): (Vec<u32>, Vec<u32>) =
+        weights.iter().map(|weights| (weights.mmio32, weights.mmio64)).unzip();
+    let window = map::pci64_window(ram_end, phys_bits)?;
+    let low = share(map::PCI32_START, map::PCI32_SIZE, &low_weights, MMIO32_ALIGNMENT);
+    let high = share(window.start, window.size, &high_weights, MMIO64_ALIGNMENT);
+    if let Some((number, _)) =
+        (0..count).zip(low.iter().zip(&high)).find(|(_, (low, high))| low.size.min(high.size) == 0)
+    {
+        return Err(LayoutError::Windows { segment: number, segments: count });
+    }
+    let segments = (0..count).zip(low.into_iter().zip(high)).map(|(number, (mmio32, mmio64))| {
         let ecam = map::ecam(number)?;
-        Ok(SegmentLayout {
-            number,
-            ecam: RangeLayout { base: ecam.start, size: ecam.size },
-            mmio32: RangeLayout { base: map::PCI32_START + at * low, size: low },
-            mmio64: RangeLayout { base: window.start + at * high, size: high },
-        })
+        let ecam = RangeLayout { base: ecam.start, size: ecam.size };
+        Ok(SegmentLayout { number, ecam, mmio32, mmio64 })
     });
     segments.collect()
 }
 
-fn share(size: u64, count: u64, align: u64) -> u64 {
-    size / count / align * align
+/// `size` bytes from `base` on, dealt out by weight in multiples of `align`.
+fn share(base: u64, size: u64, weights: &[u32], align: u64) -> Vec<RangeLayout> {
+    let sum: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
+    let mut next = base;
+    let ranges = weights.iter().map(|weight| {
+        // At most `size`, so it fits again.
+        let exact = (u128::from(size) * u128::from(*weight)).checked_div(sum).unwrap_or(0);
+        let size = u64::try_from(exact).unwrap_or(0) / align * align;
+        let range = RangeLayout { base: next, size };
+        next += size;
+        range
+    });
+    ranges.collect()
 }
 
 fn place_vcpus(config: &VmConfig, caps: &HostCaps) -> Result<Vec<VcpuLayout>, LayoutError> {

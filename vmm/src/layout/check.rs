@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use arch::x86_64::layout as map;
 use thiserror::Error;
 
-use super::{HostCaps, Layout};
+use super::{HostCaps, HotplugLayout, Layout, allocate::HOTPLUG_ALIGNMENT};
 use crate::config::VmConfig;
 
 /// A layout that cannot be.
@@ -22,9 +22,11 @@ pub enum LayoutError {
         /// Bits of the guest's addresses.
         phys_bits: u8,
     },
-    /// The device windows are too small for that many segments.
-    #[error("{segments} PCI segments leave none of them a device window")]
+    /// A segment's share of a device window is nothing.
+    #[error("PCI segment {segment}, of {segments}: its aperture weights leave it no device window")]
     Windows {
+        /// The segment.
+        segment: u16,
         /// Number of segments.
         segments: u16,
     },
@@ -97,6 +99,7 @@ impl Layout {
             return mismatch("APIC ids are not unique, or beyond the hypervisor's limit".into());
         }
         self.check_ram(config)?;
+        self.check_hotplug(config)?;
         self.check_devices(config)
     }
 
@@ -117,6 +120,29 @@ impl Layout {
         let total = self.ram.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
         if total != config.memory_size() {
             return mismatch(format!("{total} bytes of memory, configured {}", config.memory_size()));
+        }
+        Ok(())
+    }
+
+    fn check_hotplug(&self, config: &VmConfig) -> Result<(), LayoutError> {
+        let mismatch = |what: String| Err(LayoutError::Mismatch { what });
+        let wanted = config.memory.iter().filter(|zone| zone.hotplug_size > 0);
+        let wanted: Vec<(&str, u64)> = wanted.map(|zone| (zone.id.as_str(), zone.hotplug_size)).collect();
+        let kept: Vec<(&str, u64)> =
+            self.hotplug.iter().map(|range| (range.zone.as_str(), range.size)).collect();
+        if kept != wanted {
+            return mismatch(format!("memory may be added to {kept:?}, configured {wanted:?}"));
+        }
+        let limit = 1u64.checked_shl(u32::from(self.phys_bits)).unwrap_or(u64::MAX);
+        // Above all RAM and one after the other.
+        let mut free = self.ram.iter().map(|part| part.base.saturating_add(part.size)).max().unwrap_or(0);
+        for HotplugLayout { zone, base, size } in &self.hotplug {
+            match base.checked_add(*size) {
+                Some(end) if *base >= free && end <= limit && base.is_multiple_of(HOTPLUG_ALIGNMENT) => {
+                    free = end;
+                }
+                _ => return mismatch(format!("memory of zone {zone} may be added at {base:#x}+{size:#x}")),
+            }
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 
 mod allocate;
 mod check;
+#[cfg(test)]
+mod tests;
 
 use devices::pci::Bdf;
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,8 @@ pub struct Layout {
     pub phys_bits: u8,
     /// Where RAM lies, by address.
     pub ram: Vec<RamLayout>,
+    /// Where memory may be added, by address.
+    pub hotplug: Vec<HotplugLayout>,
     /// Processors, by index.
     pub vcpus: Vec<VcpuLayout>,
     /// PCI segments, by number.
@@ -46,6 +50,18 @@ pub struct RamLayout {
     /// Where in the zone it begins, in bytes.
     pub zone_offset: u64,
     /// Guest-physical address.
+    pub base: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// A range that is kept for memory which is added to a zone while the machine runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HotplugLayout {
+    /// The zone.
+    pub zone: String,
+    /// Guest-physical address: a multiple of 1 GiB.
     pub base: u64,
     /// Length in bytes.
     pub size: u64,

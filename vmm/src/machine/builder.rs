@@ -104,7 +104,7 @@ impl Machine {
         let caps = host_caps(host, &supported);
         let layout = Layout::allocate(config, &caps)?;
         let payload = config.payload.as_ref().ok_or(ConfigError::NoPayload)?;
-        let (acpi, taken) = super::tables::acpi(&layout, config.cpus.topology)?;
+        let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
         let prepared = Prepared::new(config, host, layout, &supported)?;
@@ -157,7 +157,7 @@ impl Prepared {
         }
         let serial = attach::terminal::open(&config.serial)
             .map_err(|source| BuildError::Attach { id: super::platform::SERIAL_ID.into(), source })?;
-        let first = segments.first().ok_or(LayoutError::Windows { segments: 0 })?;
+        let first = segments.first().ok_or(LayoutError::Windows { segment: 0, segments: 0 })?;
         let parts = PlatformParts {
             layout: &layout,
             interrupts: &interrupts,

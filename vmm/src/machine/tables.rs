@@ -2,31 +2,27 @@
 
 use arch::x86_64::{
     acpi::{
-        AcpiArea, AcpiConfig, AcpiError, AcpiTables, EventDevice, IoApic, IsaDevice, PciSegment,
-        PlacedTables, PowerPorts,
+        self, AcpiArea, AcpiConfig, AcpiError, AcpiTables, EventDevice, IoApic, IsaDevice, NumaMemory,
+        PciSegment, PlacedTables, PowerPorts,
     },
     layout::{self as map, Range},
     memory_map::MemoryMapEntry,
     smbios::{self, SmbiosConfig, SmbiosError},
-    topology::Topology,
 };
 use devices::platform::{PmTimer, PowerControl, PvPanic, Rtc, Serial};
 
 use super::platform::{EVENTS_BASE, EVENTS_GSI};
 use crate::{
-    config::PlatformConfig,
-    layout::{Layout, RangeLayout},
+    config::{NumaNode, PlatformConfig, VmConfig},
+    layout::{Layout, RangeLayout, SegmentLayout},
 };
 
 /// ACPI tables with their place, and the range that they take out of RAM, if any.
 ///
 /// # Errors
 /// They do not fit.
-pub fn acpi(
-    layout: &Layout,
-    topology: Topology,
-) -> Result<(PlacedTables, Option<MemoryMapEntry>), AcpiError> {
-    let tables = AcpiTables::build(&describe(layout, topology))?;
+pub fn acpi(layout: &Layout, config: &VmConfig) -> Result<(PlacedTables, Option<MemoryMapEntry>), AcpiError> {
+    let tables = AcpiTables::build(&describe(layout, config))?;
     let low_ram = layout.ram.iter().filter(|part| part.base < map::HOLE_START);
     let low_ram_end = low_ram.map(|part| part.base + part.size).max().unwrap_or(0);
     let (area, taken) = AcpiArea::choose(tables.size(), low_ram_end)?;
@@ -62,10 +58,10 @@ pub fn smbios(platform: &PlatformConfig) -> Result<(u64, Vec<u8>), SmbiosError> 
     })
 }
 
-fn describe(layout: &Layout, topology: Topology) -> AcpiConfig {
+fn describe(layout: &Layout, config: &VmConfig) -> AcpiConfig {
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present).count();
     AcpiConfig {
-        topology,
+        topology: config.cpus.topology,
         boot_vcpus: u32::try_from(present).unwrap_or(u32::MAX),
         cpu_hotplug: None,
         ioapic: IoApic { id: 0, address: low(map::IOAPIC_START), gsi_base: 0 },
@@ -86,12 +82,12 @@ fn describe(layout: &Layout, topology: Topology) -> AcpiConfig {
         rtc: Some(IsaDevice { port: port(Rtc::BASE), ports: 2, gsi: Rtc::IRQ }),
         pvpanic_port: layout.pvpanic.then_some(port(PvPanic::BASE)),
         generation_id: None,
-        segments: layout.segments.iter().map(segment).collect(),
-        nodes: Vec::new(),
+        segments: layout.segments.iter().map(|segment| describe_segment(segment, &config.numa)).collect(),
+        nodes: config.numa.iter().map(|node| describe_node(node, layout)).collect(),
     }
 }
 
-fn segment(layout: &crate::layout::SegmentLayout) -> PciSegment {
+fn describe_segment(layout: &SegmentLayout, nodes: &[NumaNode]) -> PciSegment {
     let range = |of: RangeLayout| Range { start: of.base, size: of.size };
     PciSegment {
         id: layout.number,
@@ -100,7 +96,24 @@ fn segment(layout: &crate::layout::SegmentLayout) -> PciSegment {
         mmio64: Some(range(layout.mmio64)),
         ports: layout.number == 0,
         intx: None,
-        node: None,
+        node: nodes.iter().find(|node| node.pci_segments.contains(&layout.number)).map(|node| node.id),
+    }
+}
+
+/// A node with its zones where they lie: RAM, and what may be added to it.
+fn describe_node(node: &NumaNode, layout: &Layout) -> acpi::NumaNode {
+    let NumaNode { id, cpus, memory_zones, pci_segments: _, distances } = node;
+    let memory = |base, size, hotpluggable| NumaMemory { range: Range { start: base, size }, hotpluggable };
+    let ram = layout.ram.iter().filter(|part| memory_zones.contains(&part.zone));
+    let hotplug = layout.hotplug.iter().filter(|range| memory_zones.contains(&range.zone));
+    acpi::NumaNode {
+        id: *id,
+        vcpus: cpus.clone(),
+        memory: ram
+            .map(|part| memory(part.base, part.size, false))
+            .chain(hotplug.map(|range| memory(range.base, range.size, true)))
+            .collect(),
+        distances: distances.iter().map(|(to, distance)| (*to, *distance)).collect(),
     }
 }
 

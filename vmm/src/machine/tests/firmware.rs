@@ -1,6 +1,6 @@
 //! What firmware tables in guest memory say.
 
-use arch::x86_64::layout::{SMBIOS_SIZE, SMBIOS_START};
+use arch::x86_64::layout::{ACPI_START, SMBIOS_SIZE, SMBIOS_START};
 use serde_json::{Value, json};
 
 use super::{Bench, memory};
@@ -49,4 +49,76 @@ fn names_that_cannot_be_written_down_are_refused() {
     assert!(oem(json!(["x".repeat(40_000)])).contains("40000"));
     let long = "x".repeat(30_000);
     assert!(oem(json!([long, long, long])).contains("SMBIOS table"));
+}
+
+fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
+    bytes[at..at + width].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// A table, as the guest finds it: the root pointer, the list of tables, the table.
+fn acpi_table(machine: &Machine, signature: &[u8; 4]) -> Option<Vec<u8>> {
+    let read = |at| {
+        let size = number(&memory(machine, at + 4, 4), 0, 4);
+        memory(machine, at, usize::try_from(size).unwrap())
+    };
+    let list = read(number(&memory(machine, ACPI_START, 36), 24, 8));
+    let tables = list[36..].chunks_exact(8).map(|address| read(number(address, 0, 8)));
+    tables.into_iter().find(|table| table.starts_with(signature))
+}
+
+/// The structures of a table whose list of them begins at `at`: kind and bytes.
+fn structures(table: &[u8], mut at: usize) -> Vec<(u8, Vec<u8>)> {
+    let mut found = Vec::new();
+    while at < table.len() {
+        let length = usize::from(table[at + 1]);
+        found.push((table[at], table[at..at + length].to_vec()));
+        at += length;
+    }
+    found
+}
+
+#[test]
+fn the_guest_is_told_which_node_everything_is_in() {
+    let gib: u64 = 1 << 30;
+    let machine = Bench::new().boot(json!({
+        "cpus": { "boot_vcpus": 2, "max_vcpus": 4 },
+        "memory": { "size": 0, "hotplug_method": "VirtioMem", "zones": [
+            { "id": "low", "size": 64 << 20 },
+            { "id": "high", "size": 64 << 20, "hotplug_size": gib },
+        ] },
+        "platform": { "num_pci_segments": 2 },
+        "numa": [
+            { "guest_numa_id": 0, "cpus": [0, 2], "memory_zones": ["low"], "pci_segments": [0],
+                "distances": [{ "destination": 1, "distance": 33 }] },
+            { "guest_numa_id": 1, "cpus": [1, 3], "memory_zones": ["high"], "pci_segments": [1] },
+        ],
+    }));
+    let machine = machine.unwrap();
+    let srat = structures(&acpi_table(&machine, b"SRAT").unwrap(), 48);
+    let processors: Vec<(u8, u8)> =
+        srat.iter().filter(|(kind, _)| *kind == 0).map(|(_, bytes)| (bytes[3], bytes[2])).collect();
+    assert_eq!(processors, [(0, 0), (2, 0), (1, 1), (3, 1)]);
+    let ranges: Vec<(u64, u64, u64, u64)> = srat
+        .iter()
+        .filter(|(kind, _)| *kind == 1)
+        .map(|(_, bytes)| {
+            (number(bytes, 2, 4), number(bytes, 8, 8), number(bytes, 16, 8), number(bytes, 28, 4))
+        })
+        .collect();
+    // Node, address, size; enabled, and whether it may be absent.
+    assert_eq!(ranges, [(0, 0, 64 << 20, 1), (1, 64 << 20, 64 << 20, 1), (1, 4 * gib, gib, 3)]);
+    let slit = acpi_table(&machine, b"SLIT").unwrap();
+    assert_eq!(&slit[44..], [10, 33, 33, 10]);
+
+    // A machine without nodes says nothing of them.
+    let plain = Bench::new().boot(json!({})).unwrap();
+    assert!(acpi_table(&plain, b"SRAT").is_none() && acpi_table(&plain, b"APIC").is_some());
+}
+
+#[test]
+fn memory_in_no_node_is_refused() {
+    let mut said: api_client::wire::VmConfig =
+        serde_json::from_value(json!({ "numa": [{ "guest_numa_id": 0, "cpus": [0] }] })).unwrap();
+    let error = crate::config::VmConfig::from_wire(&mut said, &mut Default::default()).unwrap_err();
+    assert_eq!(error.to_string(), "numa: memory zone mem0 is in no node");
 }

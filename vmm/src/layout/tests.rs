@@ -1,0 +1,92 @@
+//! Where things come to lie, and which saved layouts are taken over.
+
+use api_client::wire;
+use arch::x86_64::layout as map;
+use serde_json::{Value, json};
+
+use super::{HostCaps, HotplugLayout, Layout, LayoutError, RangeLayout};
+use crate::config::{VmConfig, wire::IdCounter};
+
+const CAPS: HostCaps = HostCaps { phys_bits: 46, max_vcpus: 64, max_apic_id: 4096 };
+const GIB: u64 = 1 << 30;
+
+fn config(said: Value) -> VmConfig {
+    let mut said: wire::VmConfig = serde_json::from_value(said).unwrap();
+    VmConfig::from_wire(&mut said, &mut IdCounter::default()).unwrap()
+}
+
+fn allocate(said: Value) -> Result<Layout, LayoutError> {
+    Layout::allocate(&config(said), &CAPS)
+}
+
+fn zones() -> Value {
+    json!({ "memory": { "size": 0, "hotplug_method": "VirtioMem", "zones": [
+        { "id": "a", "size": 2 * GIB, "hotplug_size": 3 * GIB },
+        { "id": "b", "size": 2 * GIB },
+        { "id": "c", "size": 1 << 20, "hotplug_size": 1 << 21 },
+    ] } })
+}
+
+#[test]
+fn memory_to_be_added_is_above_all_that_is_there() {
+    let layout = allocate(zones()).unwrap();
+    let kept = |zone: &str, base, size| HotplugLayout { zone: zone.into(), base, size };
+    assert_eq!(layout.hotplug, [kept("a", 6 * GIB, 3 * GIB), kept("c", 9 * GIB, 1 << 21)]);
+    // Devices come after it.
+    assert_eq!(layout.segments[0].mmio64.base, 10 * GIB);
+    let one = allocate(json!({ "memory": { "size": GIB, "hotplug_size": GIB } })).unwrap();
+    assert_eq!(one.hotplug, [kept("mem0", 4 * GIB, GIB)]);
+
+    let error = allocate(json!({ "memory": { "size": GIB, "hotplug_size": 1u64 << 46 } })).unwrap_err();
+    assert_eq!(error, LayoutError::Memory { size: GIB + (1 << 46), phys_bits: 46 });
+    let error = allocate(json!({ "memory": { "size": GIB, "hotplug_size": !0xfffu64 } })).unwrap_err();
+    assert!(matches!(error, LayoutError::Memory { .. }), "{error}");
+}
+
+#[test]
+fn a_saved_layout_keeps_the_same_memory_for_the_same_zones() {
+    let config = config(zones());
+    let layout = Layout::allocate(&config, &CAPS).unwrap();
+    layout.check(&config, &CAPS).unwrap();
+    let refused = |change: &dyn Fn(&mut Vec<HotplugLayout>)| {
+        let mut other = layout.clone();
+        change(&mut other.hotplug);
+        assert!(other.check(&config, &CAPS).is_err(), "{:?}", other.hotplug);
+    };
+    refused(&|hotplug| hotplug.clear());
+    refused(&|hotplug| hotplug[0].size += 4096);
+    refused(&|hotplug| hotplug[0].base = 4 * GIB);
+    refused(&|hotplug| hotplug[0].base += 4096);
+    refused(&|hotplug| hotplug[1].base = 8 * GIB);
+    refused(&|hotplug| hotplug[1].base = !0 << 30);
+    refused(&|hotplug| hotplug[1].base = 1 << 46);
+    refused(&|hotplug| hotplug[1].zone = "b".into());
+}
+
+#[test]
+fn windows_are_shared_by_weight() {
+    let weights = |first: u32, second: u32| {
+        allocate(json!({
+            "platform": { "num_pci_segments": 2 },
+            "pci_segments": [
+                { "pci_segment": 0, "mmio32_aperture_weight": first, "mmio64_aperture_weight": second },
+                { "pci_segment": 1, "mmio32_aperture_weight": 1, "mmio64_aperture_weight": 1 },
+            ],
+        }))
+    };
+    let [one, two] = weights(1, 1).unwrap().segments.try_into().unwrap();
+    assert_eq!((one.mmio32.size, two.mmio32.size), (256 << 20, 256 << 20));
+    assert_eq!(one.mmio64.size, two.mmio64.size);
+    let [one, two] = weights(7, 3).unwrap().segments.try_into().unwrap();
+    assert_eq!((one.mmio32.size, two.mmio32.size), (448 << 20, 64 << 20));
+    assert!(one.mmio64.size / two.mmio64.size == 3 && one.mmio64.size.is_multiple_of(1 << 32));
+    let end = |range: RangeLayout| range.base + range.size;
+    assert_eq!((one.mmio32.base, two.mmio32.base), (map::PCI32_START, end(one.mmio32)));
+    assert_eq!(two.mmio64.base, end(one.mmio64));
+    assert!(end(two.mmio64) <= 1 << 46);
+
+    // A share of nothing is no window.
+    let error = weights(u32::MAX, 1).unwrap_err();
+    assert_eq!(error, LayoutError::Windows { segment: 1, segments: 2 });
+    assert!(error.to_string().contains("segment 1") && error.to_string().contains("weights"), "{error}");
+}
