@@ -1,8 +1,7 @@
 //! What a machine asks of the host's operating system: its size, and where threads run.
 
-use std::io;
-
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use thiserror::Error;
 
 /// Main memory and swap of the host, in bytes.
 pub fn memory_and_swap() -> u64 {
@@ -11,21 +10,57 @@ pub fn memory_and_swap() -> u64 {
     info.totalram.saturating_add(info.totalswap).saturating_mul(unit)
 }
 
+/// A host CPU that a thread cannot run on.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("host CPU {0} is not there, or this process may not use it")]
+pub struct NoCpu(pub usize);
+
 /// Lets the calling thread run only on `cpus`; on any if that is empty.
 ///
 /// # Errors
-/// A CPU does not exist or may not be used by this process.
-pub fn pin_thread(cpus: &[usize]) -> io::Result<()> {
-    if cpus.is_empty() {
-        return Ok(());
-    }
-    let mut set = CpuSet::new();
+/// One of them does not exist, is offline, or may not be used by this process.
+pub fn pin_thread(cpus: &[usize]) -> Result<(), NoCpu> {
+    let Some(first) = cpus.first() else { return Ok(()) };
+    let mut wanted = CpuSet::new();
     for &cpu in cpus {
         if cpu >= CpuSet::MAX_CPU {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+            return Err(NoCpu(cpu));
         }
-        set.set(cpu);
+        wanted.set(cpu);
     }
-    sched_setaffinity(None, &set)?;
-    Ok(())
+    // The kernel is content if one of them can be used, and leaves out the others.
+    let got = sched_setaffinity(None, &wanted).and_then(|()| sched_getaffinity(None));
+    let got = got.map_err(|_| NoCpu(*first))?;
+    match cpus.iter().find(|cpu| !got.is_set(**cpu)) {
+        Some(cpu) => Err(NoCpu(*cpu)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a thread of this process could run on `cpus`, and only on those.
+///
+/// # Errors
+/// See [`pin_thread`].
+pub fn check_cpus(cpus: &[usize]) -> Result<(), NoCpu> {
+    // Tried by a thread for which it does not matter. A panic aborts the process.
+    std::thread::scope(|scope| scope.spawn(|| pin_thread(cpus)).join()).unwrap_or(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_that_cannot_be_used_is_named() {
+        let got = sched_getaffinity(None).unwrap();
+        let usable: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| got.is_set(*cpu)).collect();
+        let first = usable[0];
+        assert_eq!(check_cpus(&[]), Ok(()));
+        assert_eq!(check_cpus(&usable), Ok(()));
+        assert_eq!(check_cpus(&[CpuSet::MAX_CPU - 1]), Err(NoCpu(CpuSet::MAX_CPU - 1)));
+        assert_eq!(check_cpus(&[first, CpuSet::MAX_CPU - 1]), Err(NoCpu(CpuSet::MAX_CPU - 1)));
+        assert_eq!(check_cpus(&[first, usize::MAX]), Err(NoCpu(usize::MAX)));
+        // The thread that asked runs where it did.
+        assert!(sched_getaffinity(None).unwrap() == got);
+    }
 }

@@ -219,6 +219,7 @@ fn cpus(text: &str) -> Result<CpusConfig, OptionError> {
         amx: features.contains(&"amx"),
         max_phys_bits: pairs.value("max_phys_bits").map_err(&wrong)?.unwrap_or(46),
         affinity: affinity(pairs.get("affinity").unwrap_or(""))?.into_iter().collect(),
+        core_scheduling: vmm::config::CoreScheduling::default(),
     })
 }
 

@@ -76,6 +76,20 @@ pub struct CpusConfig {
     pub max_phys_bits: u8,
     /// Host CPUs for each vCPU that is named, in vCPU order.
     pub affinity: Vec<(u32, Vec<usize>)>,
+    /// What may run on the other threads of a core while a vCPU runs on one.
+    pub core_scheduling: CoreScheduling,
+}
+
+/// What may share a core of the host with a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CoreScheduling {
+    /// Anything.
+    Off,
+    /// Other vCPUs of the same machine; anything on a host that cannot tell them apart.
+    #[default]
+    Vm,
+    /// Nothing.
+    Vcpu,
 }
 
 /// A zone of guest memory.

@@ -6,6 +6,7 @@
 //! registers and CPUID come about (`arch`).
 
 pub mod bus;
+mod cookie;
 mod mailbox;
 mod thread;
 
@@ -24,7 +25,8 @@ use hypervisor::{
 use thiserror::Error;
 
 use self::mailbox::Mailbox;
-pub use self::{bus::ExitCounters, mailbox::Answer};
+pub use self::{bus::ExitCounters, cookie::Cookie, mailbox::Answer};
+use crate::host::NoCpu;
 
 /// How long a vCPU may take to answer before the handshake is given up.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +37,24 @@ pub enum VcpuError {
     /// The thread could not be started.
     #[error("cannot start the thread of vCPU {index}")]
     Spawn {
+        /// Which vCPU.
+        index: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread cannot run where it shall.
+    #[error("vCPU {index}: affinity")]
+    Affinity {
+        /// Which vCPU.
+        index: u32,
+        /// Which host CPU is the cause.
+        #[source]
+        source: NoCpu,
+    },
+    /// The vCPU cannot have a core to itself.
+    #[error("vCPU {index}: core_scheduling: the host cannot keep other programs off its core")]
+    CoreScheduling {
         /// Which vCPU.
         index: u32,
         /// Why.
@@ -95,6 +115,8 @@ pub struct VcpuPlan {
     pub start: VcpuStart,
     /// Host CPUs its thread may run on; empty for any.
     pub affinity: Vec<usize>,
+    /// What may share a core with its thread.
+    pub cookie: Arc<Cookie>,
 }
 
 /// The vCPU threads of a machine. They are paused when made.

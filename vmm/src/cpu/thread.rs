@@ -26,10 +26,8 @@ pub(super) fn main(plan: &VcpuPlan, shared: Shared, ready: &mpsc::Sender<Result<
     let Shared { vm, dispatcher, requests, mailbox, counters } = shared;
     let _end = EndGuard(Arc::clone(&mailbox));
     let index = plan.index;
-    if let Err(error) = crate::host::pin_thread(&plan.affinity) {
-        log::warn!("vCPU {index}: cannot run on host CPUs {:?} only: {error}", plan.affinity);
-    }
-    let made = set_up(plan, &*vm);
+    let made =
+        place(plan).and_then(|()| set_up(plan, &*vm).map_err(|source| VcpuError::SetUp { index, source }));
     // The VM must not outlive its last user because of this thread.
     drop(vm);
     let mut vcpu = match made {
@@ -39,8 +37,8 @@ pub(super) fn main(plan: &VcpuPlan, shared: Shared, ready: &mpsc::Sender<Result<
             let _ = ready.send(Ok(()));
             vcpu
         }
-        Err(source) => {
-            let _ = ready.send(Err(VcpuError::SetUp { index, source }));
+        Err(error) => {
+            let _ = ready.send(Err(error));
             return;
         }
     };
@@ -59,6 +57,13 @@ pub(super) fn main(plan: &VcpuPlan, shared: Shared, ready: &mpsc::Sender<Result<
             }
         }
     }
+}
+
+/// Where the thread runs, and beside whom.
+fn place(plan: &VcpuPlan) -> Result<(), VcpuError> {
+    let index = plan.index;
+    crate::host::pin_thread(&plan.affinity).map_err(|source| VcpuError::Affinity { index, source })?;
+    plan.cookie.give().map_err(|source| VcpuError::CoreScheduling { index, source })
 }
 
 fn set_up(plan: &VcpuPlan, vm: &dyn Vm) -> Result<Box<dyn Vcpu>, HypervisorError> {

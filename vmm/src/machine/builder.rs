@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::{ConfigError, VmConfig},
-    cpu::{VcpuError, VcpuPlan, VcpuStart, Vcpus},
+    cpu::{Cookie, VcpuError, VcpuPlan, VcpuStart, Vcpus},
     layout::{HostCaps, Layout, LayoutError, SegmentLayout},
     memory::{BackingError, GuestMemory},
 };
@@ -200,12 +200,13 @@ impl Prepared {
         let Self { layout, vm, manager, segments, platform, devices, vcpus, staged, transaction } = self;
         let plans = vcpus
             .into_iter()
-            .map(|VcpuIdentity { index, apic_id, cpuid, affinity }| VcpuPlan {
+            .map(|VcpuIdentity { index, apic_id, cpuid, affinity, cookie }| VcpuPlan {
                 index,
                 apic_id,
                 cpuid,
                 start: start(index),
                 affinity,
+                cookie,
             })
             .collect();
         let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
@@ -279,6 +280,7 @@ struct VcpuIdentity {
     apic_id: u32,
     cpuid: Vec<CpuidEntry>,
     affinity: Vec<usize>,
+    cookie: Arc<Cookie>,
 }
 
 /// The processors that are present at boot.
@@ -299,6 +301,7 @@ fn vcpu_identities(
         extended_destination_id: false,
         hidden: &cpus.hide,
     })?;
+    let cookie = Arc::new(Cookie::new(cpus.core_scheduling));
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);
     let identities = present.map(|vcpu| {
         let affinity = cpus.affinity.iter().find(|(index, _)| *index == vcpu.index);
@@ -307,6 +310,7 @@ fn vcpu_identities(
             apic_id: vcpu.apic_id,
             cpuid: template.for_vcpu(vcpu.index),
             affinity: affinity.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
+            cookie: Arc::clone(&cookie),
         }
     });
     Ok(identities.collect())

@@ -2,7 +2,7 @@
 //! passed over in silence is found out in production.
 
 use api_client::wire::{
-    ConsoleMode, CoreScheduling, DiskConfig, ImageType, NetConfig, PayloadConfig, PlatformConfig, VmConfig,
+    ConsoleMode, DiskConfig, ImageType, NetConfig, PayloadConfig, PlatformConfig, VmConfig,
 };
 
 use crate::config::ConfigError;
@@ -49,13 +49,11 @@ fn first(listed: &[(&str, bool, &'static str)]) -> Result<(), ConfigError> {
 }
 
 fn cpus(said: &VmConfig) -> Result<(), ConfigError> {
-    let by_vcpu = said.cpus.core_scheduling == CoreScheduling::Vcpu;
     let plugged = said.memory.hotplugged_size.is_some_and(|size| size > 0);
     let zone_plugged =
         said.memory.zones.iter().flatten().any(|zone| zone.hotplugged_size.is_some_and(|size| size > 0));
     first(&[
         ("cpus: kvm_hyperv", said.cpus.kvm_hyperv, "Hyper-V interface"),
-        ("cpus: core_scheduling", by_vcpu, "core scheduling by vCPU"),
         ("memory: hotplugged_size", plugged, "virtio-mem"),
         ("memory zones: hotplugged_size", zone_plugged, "virtio-mem"),
     ])

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api_client::wire;
 use arch::x86_64::{feature::FeatureSet, topology::Topology};
 
-use crate::config::{ConfigError, CpusConfig};
+use crate::config::{ConfigError, CoreScheduling, CpusConfig};
 
 /// More threads of a core than any x86 processor has are not described to a guest.
 const MAX_THREADS_PER_CORE: u16 = 2;
@@ -40,6 +40,11 @@ pub(super) fn resolve(said: &wire::CpusConfig) -> Result<CpusConfig, ConfigError
         amx: said.features.amx,
         max_phys_bits: said.max_phys_bits,
         affinity: affinity.into_iter().collect(),
+        core_scheduling: match said.core_scheduling {
+            wire::CoreScheduling::Off => CoreScheduling::Off,
+            wire::CoreScheduling::Vm => CoreScheduling::Vm,
+            wire::CoreScheduling::Vcpu => CoreScheduling::Vcpu,
+        },
     })
 }
 

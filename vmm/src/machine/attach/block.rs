@@ -20,6 +20,7 @@ use virtio_devices::{
 use super::{AttachError, Attached, Context, Control, ImageLocks, limiter, virtio};
 use crate::{
     config::{BlockConfig, ImageType, LockGranularity},
+    host::check_cpus,
     layout::DeviceLayout,
 };
 
@@ -64,6 +65,9 @@ pub fn attach(
     layout: &DeviceLayout,
     context: &Context<'_>,
 ) -> Result<Attached, AttachError> {
+    for (queue, cpus) in &config.queue_affinity {
+        check_cpus(cpus).map_err(|source| AttachError::Affinity { queue: *queue, source })?;
+    }
     let path = &config.path;
     let format = find_format(path)?;
     match (config.image_type, format) {

@@ -23,6 +23,7 @@ use virtio_devices::host::{
 use super::sinks::Interrupts;
 use crate::{
     config::{BucketConfig, DeviceConfig, DeviceKind, RateLimit, RateLimitGroup},
+    host::NoCpu,
     layout::DeviceLayout,
 };
 
@@ -72,6 +73,15 @@ pub enum AttachError {
         /// Why.
         #[source]
         source: LockError,
+    },
+    /// A queue's thread cannot run where it shall.
+    #[error("queue {queue}: affinity")]
+    Affinity {
+        /// Which queue.
+        queue: u16,
+        /// Which host CPU is the cause.
+        #[source]
+        source: NoCpu,
     },
     /// No limits have that name.
     #[error("there is no rate limit group {0}")]

@@ -2,6 +2,7 @@
 
 mod firmware;
 mod images;
+mod processors;
 
 use std::{io::Write, path::Path, sync::Arc};
 
