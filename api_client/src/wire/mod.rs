@@ -16,6 +16,7 @@ mod cpus;
 mod device;
 mod disk;
 mod info;
+mod job;
 mod memory;
 mod migration;
 mod net;
@@ -42,6 +43,7 @@ pub use self::{
         DeviceNode, MsiIrqType, PciBarType, PciDeviceInfo, REFERENCE_VERSION, Resource, VmCounters, VmInfo,
         VmState, VmmPingResponse,
     },
+    job::{JobInfo, JobKind, JobState, VmCancelJob},
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
         MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreConfig, RestoredNetConfig,
