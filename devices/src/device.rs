@@ -1,7 +1,7 @@
 //! What a device is to the machine: a tiny root trait that answers which buses it speaks, and a
 //! facet for each.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use address_manager::Handler;
 use parking_lot::Mutex;
@@ -48,6 +48,11 @@ pub trait Device: Persist + Send {
     fn pci(&mut self) -> Option<&mut dyn PciFunction> {
         None
     }
+
+    /// What it counts, by name; nothing for most.
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
 }
 
 /// I/O port registers. Offsets are from the first port of the device's range; `data` has 1, 2 or 4
@@ -86,6 +91,11 @@ impl SharedDevice {
     /// The device, locked.
     pub fn lock(&self) -> parking_lot::MutexGuard<'_, dyn Device> {
         self.0.lock()
+    }
+
+    /// The device, locked; `None` if somebody else has it for longer than that.
+    pub fn try_lock_for(&self, patience: Duration) -> Option<parking_lot::MutexGuard<'_, dyn Device>> {
+        self.0.try_lock_for(patience)
     }
 
     /// The handler that answers this device's I/O ports.

@@ -515,6 +515,10 @@ impl Device for VirtioPci {
     fn pci(&mut self) -> Option<&mut dyn PciFunction> {
         Some(self)
     }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.device.counters()
+    }
 }
 
 impl fmt::Debug for VirtioPci {
