@@ -56,7 +56,7 @@ pub fn run(
     hypervisor: Arc<dyn Hypervisor>,
     booted: &mut dyn FnMut(&Machine),
 ) -> Result<Ending, RunError> {
-    let host = Host { hypervisor, requests: RequestQueue::new()? };
+    let host = Host::new(hypervisor)?;
     let signals = signals()?;
     loop {
         let mut machine = Machine::boot(config, &host)?;

@@ -234,6 +234,11 @@ impl Vcpus {
         self.threads.iter().map(|thread| (thread.index, &*thread.counters))
     }
 
+    /// The same, to be read by others for as long as they like.
+    pub fn shared_counters(&self) -> Vec<(u32, Arc<ExitCounters>)> {
+        self.threads.iter().map(|thread| (thread.index, Arc::clone(&thread.counters))).collect()
+    }
+
     fn collect<T>(
         &self,
         asked: Vec<Answer<Result<T, HypervisorError>>>,

@@ -25,6 +25,7 @@ use thiserror::Error;
 use super::{
     Host, Machine, NamedDevice,
     attach::{self, AttachError, Attached, ImageLocks, RateLimiters},
+    consoles::Seat,
     payload::{self, OpenPayload, PayloadError},
     platform::{Platform, PlatformParts},
     sinks::Interrupts,
@@ -155,7 +156,9 @@ impl Prepared {
         for segment in &layout.segments {
             segments.push(build_segment(segment, &manager, &transaction)?);
         }
-        let serial = attach::terminal::open(&config.serial)
+        let serial = host
+            .consoles
+            .take(Seat::Serial, &config.serial)
             .map_err(|source| BuildError::Attach { id: super::platform::SERIAL_ID.into(), source })?;
         let first = segments.first().ok_or(LayoutError::Windows { segment: 0, segments: 0 })?;
         let parts = PlatformParts {
@@ -171,6 +174,8 @@ impl Prepared {
         let context = attach::Context {
             manager: &manager,
             interrupts: &interrupts,
+            consoles: &host.consoles,
+            events: &host.events,
             doorbell_any_width: capabilities.doorbell_any_width,
             limiters: &limiters,
             image_locks: ImageLocks::Now,

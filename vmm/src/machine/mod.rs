@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod builder;
+pub mod consoles;
 mod images;
 mod lifecycle;
 pub mod payload;
@@ -15,15 +16,15 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use address_manager::{AddressManager, CommitReport};
 use devices::{SharedDevice, pci::PciSegment};
 use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
 pub use self::{builder::BuildError, lifecycle::LifeError};
-use self::{platform::Platform, sinks::RequestQueue};
-use crate::{cpu::Vcpus, layout::Layout};
+use self::{consoles::Consoles, platform::Platform, sinks::RequestQueue};
+use crate::{cpu::Vcpus, events::Events, layout::Layout};
 
 /// What a machine uses of its host.
 #[derive(Clone)]
@@ -32,6 +33,25 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Where the guest's requests go.
     pub requests: Arc<RequestQueue>,
+    /// Where the consoles' other ends are.
+    pub consoles: Arc<Consoles>,
+    /// Who is told of what happens.
+    pub events: Events,
+}
+
+impl Host {
+    /// What a machine uses that has no console open yet, and whose events nobody hears.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>) -> io::Result<Self> {
+        Ok(Self {
+            hypervisor,
+            requests: RequestQueue::new()?,
+            consoles: Arc::default(),
+            events: Events::default(),
+        })
+    }
 }
 
 impl std::fmt::Debug for Host {
@@ -80,6 +100,11 @@ impl Machine {
     /// The owner of its wiring.
     pub fn manager(&self) -> &Arc<AddressManager> {
         &self.manager
+    }
+
+    /// Its PCI devices, in layout order.
+    pub fn devices(&self) -> &[NamedDevice] {
+        &self.devices
     }
 
     /// Its processors.

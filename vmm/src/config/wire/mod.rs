@@ -20,7 +20,7 @@ mod tests;
 use api_client::wire;
 
 pub use self::ids::IdCounter;
-use super::{ConfigError, DeviceConfig, Payload, PciPlace, VmConfig};
+use super::{ConfigError, ConsoleTarget, DeviceConfig, Payload, PciPlace, VmConfig};
 
 impl VmConfig {
     /// What a configuration comes to. What is assigned in the course of it (ids, MAC addresses, the IOMMU
@@ -57,6 +57,22 @@ impl VmConfig {
         };
         config.check()?;
         Ok(config)
+    }
+}
+
+impl VmConfig {
+    /// Where a configuration's serial port and virtio console end, of which clients learn before anything
+    /// else is looked at.
+    ///
+    /// # Errors
+    /// One of them, or the debug console, cannot be what it shall be.
+    pub fn consoles_from_wire(said: &wire::VmConfig) -> Result<(ConsoleTarget, ConsoleTarget), ConfigError> {
+        if said.debug_console.mode == wire::ConsoleMode::Socket {
+            let what = "mode Socket: only the serial port can have a socket".to_owned();
+            return Err(ConfigError::Build { section: "debug_console", what });
+        }
+        let console = machine::console(&said.console)?.map_or(ConsoleTarget::Off, |console| console.target);
+        Ok((machine::serial(&said.serial)?, console))
     }
 }
 

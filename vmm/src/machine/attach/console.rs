@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use virtio_devices::{console::Console, worker::PlainThreads};
 
-use super::{AttachError, Attached, Context, terminal, virtio};
-use crate::{config::ConsoleConfig, layout::DeviceLayout};
+use super::{AttachError, Attached, Context, virtio};
+use crate::{config::ConsoleConfig, layout::DeviceLayout, machine::consoles::Seat};
 
 /// Opens the target and builds the device.
 ///
@@ -16,8 +16,10 @@ pub fn attach(
     layout: &DeviceLayout,
     context: &Context<'_>,
 ) -> Result<Attached, AttachError> {
-    let terminal =
-        terminal::open(&config.target)?.ok_or(AttachError::Unavailable { what: "a console that is off" })?;
+    let terminal = context
+        .consoles
+        .take(Seat::Virtio, &config.target)?
+        .ok_or(AttachError::Unavailable { what: "a console that is off" })?;
     let (columns, rows) = crate::terminal::size();
     let device = Console::new(&config.id, terminal, columns, rows, Arc::new(PlainThreads));
     virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)

@@ -20,9 +20,10 @@ use virtio_devices::host::{
     tap::TapError,
 };
 
-use super::sinks::Interrupts;
+use super::{consoles::Consoles, sinks::Interrupts};
 use crate::{
     config::{BucketConfig, DeviceConfig, DeviceKind, RateLimit, RateLimitGroup},
+    events::Events,
     host::NoCpu,
     layout::DeviceLayout,
 };
@@ -115,6 +116,10 @@ pub struct Context<'machine> {
     pub manager: &'machine Arc<AddressManager>,
     /// Where interrupts go.
     pub interrupts: &'machine Arc<Interrupts>,
+    /// Where the consoles' other ends are.
+    pub consoles: &'machine Consoles,
+    /// Who is told of a device's life.
+    pub events: &'machine Events,
     /// Whether a doorbell may match a write of any width.
     pub doorbell_any_width: bool,
     /// Limits that disks share.

@@ -9,7 +9,7 @@ use std::{
         fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
 };
@@ -25,15 +25,24 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::AttachError;
 use crate::{config::ConsoleTarget, terminal};
 
+/// The other end of a console, open.
+#[derive(Debug)]
+pub struct Opened {
+    /// It.
+    pub terminal: Arc<Terminal>,
+    /// Where the guest's side of it is, if it is a pseudo-terminal of ours.
+    pub pty: Option<PathBuf>,
+}
+
 /// Opens a target; `None` if there shall be no device.
 ///
 /// # Errors
 /// Something cannot be opened, made or listened on.
-pub fn open(target: &ConsoleTarget) -> Result<Option<Arc<Terminal>>, AttachError> {
+pub fn open(target: &ConsoleTarget) -> Result<Option<Opened>, AttachError> {
     let opened = match target {
         ConsoleTarget::Off => return Ok(None),
         ConsoleTarget::Null => Terminal::null(),
-        ConsoleTarget::Tty => return standard().map(Some),
+        ConsoleTarget::Tty => return standard().map(|terminal| Some(Opened { terminal, pty: None })),
         ConsoleTarget::Pty => return pseudo_terminal().map(Some),
         ConsoleTarget::File(path) => Terminal::file(create(path)?),
         ConsoleTarget::Socket(path) => {
@@ -42,7 +51,7 @@ pub fn open(target: &ConsoleTarget) -> Result<Option<Arc<Terminal>>, AttachError
             Terminal::socket(listener)
         }
     };
-    opened.map(Some).map_err(AttachError::Function)
+    opened.map(|terminal| Some(Opened { terminal, pty: None })).map_err(AttachError::Function)
 }
 
 fn standard() -> Result<Arc<Terminal>, AttachError> {
@@ -57,7 +66,7 @@ fn standard() -> Result<Arc<Terminal>, AttachError> {
         .map_err(|source| AttachError::Standard { what: "standard output", source })
 }
 
-fn pseudo_terminal() -> Result<Arc<Terminal>, AttachError> {
+fn pseudo_terminal() -> Result<Opened, AttachError> {
     let pair = || -> io::Result<(File, File, String)> {
         let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&main)?;
@@ -70,7 +79,8 @@ fn pseudo_terminal() -> Result<Arc<Terminal>, AttachError> {
     let failed = |source| AttachError::Standard { what: "a new pseudo-terminal", source };
     let (main, subordinate, name) = pair().map_err(failed)?;
     log::warn!("console at {name}");
-    Terminal::pty(main, subordinate).map_err(failed)
+    let terminal = Terminal::pty(main, subordinate).map_err(failed)?;
+    Ok(Opened { terminal, pty: Some(name.into()) })
 }
 
 fn create(path: &Path) -> Result<File, AttachError> {

@@ -9,7 +9,7 @@ use virtio_devices::{
 };
 
 use super::Context;
-use crate::layout::DeviceLayout;
+use crate::{events::Events, layout::DeviceLayout};
 
 /// Puts `device` behind a function at the place that the layout gives it.
 ///
@@ -30,7 +30,7 @@ pub fn function(
         memory: context.manager.memory(),
         msi: Arc::clone(context.interrupts) as _,
         manager: Arc::clone(context.manager),
-        events: Arc::new(Logged),
+        events: Arc::new(Told(context.events.clone())),
         doorbell_any_width: context.doorbell_any_width,
     };
     Ok(SharedDevice::from_arc(VirtioPci::new(&place, handles, device)?))
@@ -41,15 +41,17 @@ fn requester(bdf: Bdf) -> u32 {
     u32::from(bdf.bus()) << 8 | u32::from(bdf.device()) << 3 | u32::from(bdf.function())
 }
 
-/// Tells the log of a device's life.
-struct Logged;
+/// Tells the log and the event stream of a device's life.
+struct Told(Events);
 
-impl LifeEvents for Logged {
+impl LifeEvents for Told {
     fn activated(&self, id: &str) {
         log::info!("{id}: activated by the guest's driver");
+        self.0.tell_with("virtio-device", "activated", &[("id", id)]);
     }
 
     fn reset(&self, id: &str) {
         log::info!("{id}: reset by the guest's driver");
+        self.0.tell_with("virtio-device", "reset", &[("id", id)]);
     }
 }

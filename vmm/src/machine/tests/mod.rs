@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BuildError, Host, Machine, sinks::RequestQueue};
+use super::{BuildError, Host, Machine};
 use crate::config::{VmConfig, wire::IdCounter};
 
 /// A bench for machines: a host that records, and a kernel.
@@ -24,7 +24,7 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Self {
         let hypervisor = Arc::new(FakeHypervisor::new());
-        let host = Host { hypervisor, requests: RequestQueue::new().unwrap() };
+        let host = Host::new(hypervisor).unwrap();
         let mut kernel = NamedTempFile::new().unwrap();
         kernel.write_all(&kernel_image()).unwrap();
         Self { host, kernel }

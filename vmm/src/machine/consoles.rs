@@ -1,0 +1,110 @@
+//! The consoles' other ends, from when the VM is asked for until its machine is built.
+//!
+//! Clients learn from the answer to their request whether a console's file or socket can be had, and where
+//! its pseudo-terminal is; the machine is built later, perhaps never. So the ends are opened here first, and
+//! the builder takes them. At the next boot it finds none, and opens new ones.
+
+use std::{path::PathBuf, sync::Arc};
+
+use devices::terminal::Terminal;
+use parking_lot::Mutex;
+
+use super::attach::{
+    AttachError,
+    terminal::{self, Opened},
+};
+use crate::config::ConsoleTarget;
+
+/// Which console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// COM1.
+    Serial,
+    /// The virtio console.
+    Virtio,
+}
+
+/// The ends that are open and not yet taken, and where the pseudo-terminals are.
+#[derive(Debug, Default)]
+pub struct Consoles {
+    serial: Mutex<Place>,
+    virtio: Mutex<Place>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    opened: Option<(ConsoleTarget, Opened)>,
+    pty: Option<PathBuf>,
+    // Held until the console is gone.
+    _socket: Option<SocketFile>,
+}
+
+/// The file of a socket that we listen on.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl SocketFile {
+    fn of(target: &ConsoleTarget) -> Option<Self> {
+        match target {
+            ConsoleTarget::Socket(path) => Some(Self(path.clone())),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            log::warn!("{} stays: {error}", self.0.display());
+        }
+    }
+}
+
+impl Consoles {
+    /// Opens a console's end, for the machine that is built next.
+    ///
+    /// # Errors
+    /// It cannot be opened, made or listened on.
+    pub fn prepare(&self, seat: Seat, target: &ConsoleTarget) -> Result<(), AttachError> {
+        let opened = terminal::open(target)?;
+        let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
+        let opened = opened.map(|opened| (target.clone(), opened));
+        *self.place(seat).lock() = Place { opened, pty, _socket: SocketFile::of(target) };
+        Ok(())
+    }
+
+    /// A console's end: the one that is open, or else a new one. `None` if there shall be no device.
+    ///
+    /// # Errors
+    /// It cannot be opened, made or listened on.
+    pub fn take(&self, seat: Seat, target: &ConsoleTarget) -> Result<Option<Arc<Terminal>>, AttachError> {
+        let mut place = self.place(seat).lock();
+        let prepared = place.opened.take().filter(|(of, _)| of == target).map(|(_, opened)| opened);
+        if prepared.is_some() {
+            return Ok(prepared.map(|opened| opened.terminal));
+        }
+        let opened = terminal::open(target)?;
+        let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
+        *place = Place { opened: None, pty, _socket: SocketFile::of(target) };
+        Ok(opened.map(|opened| opened.terminal))
+    }
+
+    /// Where a console's pseudo-terminal is, if it has one.
+    pub fn pty(&self, seat: Seat) -> Option<PathBuf> {
+        self.place(seat).lock().pty.clone()
+    }
+
+    /// The consoles are gone: closes what nobody has taken, removes what was made for them.
+    pub fn forget(&self) {
+        for seat in [Seat::Serial, Seat::Virtio] {
+            *self.place(seat).lock() = Place::default();
+        }
+    }
+
+    fn place(&self, seat: Seat) -> &Mutex<Place> {
+        match seat {
+            Seat::Serial => &self.serial,
+            Seat::Virtio => &self.virtio,
+        }
+    }
+}
