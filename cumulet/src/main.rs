@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let ended = run(&options);
     vmm::terminal::restore();
     match ended {
-        Ok(Ending::PoweredOff | Ending::Signalled) => ExitCode::SUCCESS,
+        Ok(Ending::PoweredOff | Ending::Signalled | Ending::Asked) => ExitCode::SUCCESS,
         // A process has eight bits to say it with.
         Ok(Ending::DebugExit(code)) => ExitCode::from(code.to_le_bytes()[0]),
         Err(error) => {

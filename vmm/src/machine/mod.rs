@@ -14,7 +14,7 @@ pub mod platform;
 pub mod sinks;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{io, sync::Arc};
 

@@ -73,7 +73,7 @@ pub(super) fn text(path: &Path) -> &str {
 }
 
 /// An ELF file with a PVH entry and one segment of a page at 1 MiB.
-fn kernel_image() -> Vec<u8> {
+pub(crate) fn kernel_image() -> Vec<u8> {
     const NOTE_AT: u64 = 0x400;
     const ENTRY: u32 = 0x10_0000;
     let mut image = vec![0; 0x2000];

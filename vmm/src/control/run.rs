@@ -1,5 +1,4 @@
-//! The control thread: owns the machine, waits for what the guest, the user or a signal asks, and
-//! does it.
+//! The life of a VM that nobody but its command line, its guest and signals ask anything of.
 
 use std::{
     io,
@@ -14,37 +13,12 @@ use devices::GuestRequest;
 use hypervisor::Hypervisor;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use thiserror::Error;
 
+use super::{CommandError, Ending, RunError};
 use crate::{
     config::VmConfig,
-    machine::{BuildError, Host, Machine, sinks::RequestQueue},
+    machine::{Host, Machine, sinks::RequestQueue},
 };
-
-/// How a VM's life ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The guest powered off.
-    PoweredOff,
-    /// The process was asked to stop.
-    Signalled,
-    /// The guest wrote this code to the debug exit port.
-    DebugExit(u32),
-}
-
-/// A VM could not be run.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// It could not be built.
-    #[error("the VM could not boot")]
-    Build(#[from] BuildError),
-    /// The host has no descriptor left.
-    #[error("the control thread cannot wait")]
-    Wait(#[from] io::Error),
-    /// A processor or device could not go on; the log has said why.
-    #[error("the VM failed: a processor or device could not go on")]
-    Failed,
-}
 
 /// Boots a VM and keeps it running, through its reboots, until it ends. `booted` is called with
 /// each machine before its first instruction.
@@ -59,7 +33,7 @@ pub fn run(
     let host = Host::new(hypervisor)?;
     let signals = signals()?;
     loop {
-        let mut machine = Machine::boot(config, &host)?;
+        let mut machine = Machine::boot(config, &host).map_err(CommandError::Build)?;
         booted(&machine);
         machine.resume();
         match wait(&host.requests, &signals)? {
