@@ -4,6 +4,7 @@
 //! whoever saved it. Called by `devices` and `virtio-devices` (the [`State`] of each device) and
 //! by `vmm` (snapshots and migration).
 
+pub mod snapshot;
 pub mod state;
 
 pub use state::{LoadError, NoState, SaveError, Section, State};

@@ -1,0 +1,106 @@
+//! What can be wrong with a snapshot directory.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::state::LoadError;
+
+/// A snapshot could not be written, or is none that can be used.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// Not a directory, or one that is not there.
+    #[error("{} is no directory that can be used", .path.display())]
+    Directory {
+        /// What was named.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is a snapshot already.
+    #[error("{} holds a snapshot already, which is not overwritten", .path.display())]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory holds no whole snapshot.
+    #[error("{} holds no snapshot: it has no manifest.json", .path.display())]
+    None {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("cannot {operation} {}", .path.display())]
+    File {
+        /// What was tried: open, read, write, sync, rename.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is longer than any of ours can be.
+    #[error("{}: {size} bytes, at most {limit} are read", .path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A file is no JSON of its form.
+    #[error("{} cannot be understood", .path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A newer program wrote the snapshot, or an older one whose format was dropped.
+    #[error("snapshot format {found} (written by {program}); this program reads format {known}")]
+    Format {
+        /// What the manifest says.
+        found: u32,
+        /// Who wrote it.
+        program: String,
+        /// What this program reads.
+        known: u32,
+    },
+    /// Content does not match its checksum.
+    #[error("{}: {what} is damaged: checksum {found:#010x}, expected {expected:#010x}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which part of it.
+        what: String,
+        /// Checksum of what is there.
+        found: u32,
+        /// Checksum of what was written.
+        expected: u32,
+    },
+    /// A file has another length than it was written with.
+    #[error("{}: {found} bytes, expected {expected}", .path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// The length that the manifest says.
+        expected: u64,
+    },
+    /// The manifest contradicts itself.
+    #[error("{}: {why}", .path.display())]
+    Contradiction {
+        /// The manifest.
+        path: PathBuf,
+        /// What does not fit.
+        why: String,
+    },
+    /// A section is missing, there twice, or belongs to nothing.
+    #[error("saved state")]
+    Sections(#[from] LoadError),
+}

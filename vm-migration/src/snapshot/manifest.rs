@@ -1,0 +1,122 @@
+//! The manifest: what makes a directory a snapshot, and what every other file in it must be.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{MemoryTable, SnapshotError};
+
+/// The format that is written, and the only one there has been.
+pub const FORMAT: u32 = 1;
+
+/// What a snapshot consists of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Format of the snapshot: [`FORMAT`].
+    pub format: u32,
+    /// Name and version of the program that wrote it.
+    pub program: String,
+    /// CPU identification that the guest was given.
+    pub cpu: Box<RawValue>,
+    /// The guest's map.
+    pub layout: Box<RawValue>,
+    /// The configuration at the time. The copy in `config.json` may have been edited since.
+    pub config: Box<RawValue>,
+    /// `state.json`.
+    pub state: FileDigest,
+    /// The sections of `state.json`, in order.
+    pub sections: Vec<SectionDigest>,
+    /// `memory-ranges`.
+    pub memory: MemoryTable,
+}
+
+/// What a file must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Length in bytes.
+    pub size: u64,
+    /// CRC32C of the content.
+    pub crc32c: u32,
+}
+
+impl FileDigest {
+    /// Of some content.
+    pub fn of(content: &[u8]) -> Self {
+        Self { size: content.len() as u64, crc32c: crc32c::crc32c(content) }
+    }
+}
+
+/// What a section must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SectionDigest {
+    /// Its id.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// Version of its layout.
+    pub version: u32,
+    /// CRC32C of its content.
+    pub crc32c: u32,
+}
+
+/// The file: a manifest, and the checksum of its text.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    root: u32,
+    manifest: Box<RawValue>,
+}
+
+/// As much of a manifest as every format has.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+    program: String,
+}
+
+impl Manifest {
+    /// The text of `manifest.json`.
+    ///
+    /// # Errors
+    /// Never with values that came out of JSON.
+    pub fn to_text(&self) -> Result<String, serde_json::Error> {
+        let manifest = serde_json::value::to_raw_value(self)?;
+        let root = crc32c::crc32c(manifest.get().as_bytes());
+        serde_json::to_string(&Envelope { root, manifest })
+    }
+
+    /// Reads `manifest.json`; `path` is for errors.
+    ///
+    /// # Errors
+    /// The text is damaged, of another format, or contradicts itself.
+    pub fn from_text(text: &[u8], path: &Path) -> Result<Self, SnapshotError> {
+        let form = |source| SnapshotError::Form { path: path.to_owned(), source };
+        let envelope: Envelope = serde_json::from_slice(text).map_err(form)?;
+        let found = crc32c::crc32c(envelope.manifest.get().as_bytes());
+        if found != envelope.root {
+            let (what, expected) = ("the manifest".to_owned(), envelope.root);
+            return Err(SnapshotError::Damaged { path: path.to_owned(), what, found, expected });
+        }
+        let head: Head = serde_json::from_str(envelope.manifest.get()).map_err(form)?;
+        if head.format != FORMAT {
+            let Head { format: found, program } = head;
+            return Err(SnapshotError::Format { found, program, known: FORMAT });
+        }
+        let manifest: Self = serde_json::from_str(envelope.manifest.get()).map_err(form)?;
+        let wrong = |why| SnapshotError::Contradiction { path: path.to_owned(), why };
+        manifest.memory.check().map_err(wrong)?;
+        Ok(manifest)
+    }
+
+    /// The checksum over all: of the text that carries every other one.
+    ///
+    /// # Errors
+    /// As for [`to_text`](Self::to_text).
+    pub fn root(&self) -> Result<u32, serde_json::Error> {
+        serde_json::to_string(self).map(|text| crc32c::crc32c(text.as_bytes()))
+    }
+}

@@ -1,0 +1,41 @@
+//! The snapshot directory: what a VM is saved to and lives again from.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `config.json` | the configuration, as the REST API has it; may be edited before a restore |
+//! | `state.json` | the saved state: one [`Section`](crate::Section) for each device, vCPU and interrupt controller |
+//! | `memory-ranges` | guest memory, zone after zone, with holes where it is zero |
+//! | `manifest.json` | what the others must be: format, layout, sections, digests; written last |
+//!
+//! The manifest is what makes a directory a snapshot. It carries a checksum of everything else and one
+//! of itself ([`Manifest::root`]), so that damage is found before anything is built from it. Writing
+//! ([`SnapshotWriter`]) is all or nothing: the files are made in a directory of their own, synced, moved
+//! into place, the manifest last, and the directory synced.
+//!
+//! What is absent: what a section or a configuration means, and guest memory itself, which `vmm` reads
+//! and writes chunk by chunk against the [`MemoryTable`].
+
+mod error;
+mod manifest;
+mod memory;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use self::{
+    error::SnapshotError,
+    manifest::{FORMAT, FileDigest, Manifest, SectionDigest},
+    memory::{CHUNK_SIZE, ChunkDigests, MemoryTable, ZoneContent},
+    read::Snapshot,
+    write::SnapshotWriter,
+};
+
+/// The configuration, in the form of the REST API.
+pub const CONFIG: &str = "config.json";
+/// The sections.
+pub const STATE: &str = "state.json";
+/// Guest memory.
+pub const MEMORY: &str = "memory-ranges";
+/// What the others must be.
+pub const MANIFEST: &str = "manifest.json";
