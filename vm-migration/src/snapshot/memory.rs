@@ -57,13 +57,13 @@ impl MemoryTable {
         if !self.chunk_size.is_power_of_two() || !(4096..=1 << 30).contains(&self.chunk_size) {
             return Err(format!("memory chunks of {} bytes", self.chunk_size));
         }
-        if self.size % self.chunk_size != 0 || i64::try_from(self.size).is_err() {
+        if !self.size.is_multiple_of(self.chunk_size) || i64::try_from(self.size).is_err() {
             return Err(format!("a memory file of {} bytes", self.size));
         }
         let mut end = 0u64;
         for ZoneContent { zone, size, offset } in &self.zones {
             let Some(offset) = *offset else { continue };
-            if offset % self.chunk_size != 0 || offset < end {
+            if !offset.is_multiple_of(self.chunk_size) || offset < end {
                 return Err(format!("memory zone {zone} at {offset:#x} of the memory file"));
             }
             end = offset.checked_add(*size).filter(|end| *end <= self.size).ok_or_else(|| {

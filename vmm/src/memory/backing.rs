@@ -117,6 +117,29 @@ impl<'config> Backing<'config> {
     /// # Errors
     /// The host refuses.
     pub fn map(&self) -> Result<Arc<MmapRegion>, BackingError> {
+        let file = self.file()?;
+        self.map_file(file.map(|file| FileOffset::new(file, 0)))
+    }
+
+    /// Maps memory that is zero and that only this machine writes to, or shares as its configuration says:
+    /// what is in the zone's own file is another machine's, or a snapshot's.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn map_fresh(&self) -> Result<Arc<MmapRegion>, BackingError> {
+        let named = self.zone.file.as_ref().is_some_and(|path| !path.is_dir());
+        if named && !self.zone.shared { self.map_file(None) } else { self.map() }
+    }
+
+    /// Maps the content of another file, which stays as it is.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn map_over(&self, content: FileOffset) -> Result<Arc<MmapRegion>, BackingError> {
+        self.map_file(Some(content))
+    }
+
+    fn map_file(&self, file: Option<FileOffset>) -> Result<Arc<MmapRegion>, BackingError> {
         let zone = &self.zone.id;
         let size = self.zone.size;
         let host = crate::host::memory_and_swap();
@@ -124,8 +147,7 @@ impl<'config> Backing<'config> {
         let Some(length) = length else {
             return Err(BackingError::TooLarge { zone: zone.clone(), size, host });
         };
-        let file = self.file()?;
-        let huge = file.as_ref().and_then(huge_page);
+        let huge = file.as_ref().and_then(|file| huge_page(file.file()));
         let mut flags = match (&file, self.zone.shared) {
             (None, _) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             (Some(_), true) => libc::MAP_SHARED,
@@ -135,8 +157,7 @@ impl<'config> Backing<'config> {
         if !self.zone.reserve && huge.is_none() {
             flags |= libc::MAP_NORESERVE;
         }
-        let offset = file.map(|file| FileOffset::new(file, 0));
-        let mapping = MmapRegion::build(offset, length, libc::PROT_READ | libc::PROT_WRITE, flags);
+        let mapping = MmapRegion::build(file, length, libc::PROT_READ | libc::PROT_WRITE, flags);
         let mapping = mapping.map_err(|source| match (huge, source) {
             (Some(page), MmapRegionError::Mmap(source)) => {
                 BackingError::HugePages { zone: zone.clone(), size, page, source }

@@ -1,18 +1,21 @@
 //! Guest memory: how each zone is backed by host memory, and where it lies in the guest.
 //!
 //! A [`Backing`] is one zone's host memory; the layout says which part of it is where. What is
-//! absent: the guest's wiring (`address-manager` sets the slots) and where content comes from at a
-//! restore (`paging`, to come).
+//! absent: the guest's wiring (`address-manager` sets the slots). Where content comes from at a restore,
+//! and how it gets into a snapshot, is [`content`].
 
 mod backing;
+pub mod content;
 mod mapping;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fs::File, sync::Arc};
 
 use address_manager::{Owner, Slot, SlotFlags, SlotRole, Wired};
-use vm_memory::MmapRegion;
+use vm_memory::{FileOffset, MmapRegion};
+use vm_migration::snapshot::MemoryTable;
 
 pub use self::backing::{Backing, BackingError};
+use self::content::{MemoryMode, RestorePlan};
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
 
 /// The host memory of all zones, by zone id.
@@ -29,6 +32,37 @@ impl GuestMemory {
     pub fn map(zones: &[MemoryZoneConfig]) -> Result<Self, BackingError> {
         let mapped = zones.iter().map(|zone| Ok((zone.id.clone(), Backing::of(zone).map()?)));
         Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()? })
+    }
+
+    /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
+    /// yet. `file` is the snapshot's memory file, described by `table`.
+    ///
+    /// # Errors
+    /// The host refuses; the error names the zone, the size and the cause.
+    pub fn map_restored(
+        zones: &[MemoryZoneConfig],
+        plan: &RestorePlan,
+        table: &MemoryTable,
+        file: &Arc<File>,
+    ) -> Result<Self, BackingError> {
+        let mapped = zones.iter().map(|zone| {
+            let backing = Backing::of(zone);
+            let offset = table.zone(&zone.id).and_then(|content| content.offset);
+            let mapping = match (plan.mode(&zone.id), offset) {
+                (Some(MemoryMode::Cow), Some(offset)) => {
+                    backing.map_over(FileOffset::from_arc(Arc::clone(file), offset))?
+                }
+                (Some(MemoryMode::Kept), _) => backing.map()?,
+                _ => backing.map_fresh()?,
+            };
+            Ok((zone.id.clone(), mapping))
+        });
+        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()? })
+    }
+
+    /// The zones and their memory, in the order of their ids.
+    pub fn zones(&self) -> Vec<(String, Arc<MmapRegion>)> {
+        self.zones.iter().map(|(zone, mapping)| (zone.clone(), Arc::clone(mapping))).collect()
     }
 
     /// The slots that show this memory where `layout` says.

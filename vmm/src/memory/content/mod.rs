@@ -1,0 +1,84 @@
+//! The content of guest memory, on its way to a snapshot and back.
+//!
+//! Saving reads only what was touched ([`touched`]) and stores only what is not zero. Restoring maps the
+//! snapshot's file copy-on-write, or reads it into memory; what each zone can have is decided here
+//! ([`RestorePlan`]), and said in the answer. Chunks go through a buffer on their way, so that what is
+//! checked is what is used, whoever else may write to shared memory meanwhile.
+
+mod chunks;
+mod load;
+mod plan;
+mod save;
+#[cfg(test)]
+mod tests;
+mod touched;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+pub use self::{
+    load::{load, verify},
+    plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
+    save::save,
+};
+
+/// Guest memory could not be saved or restored.
+#[derive(Debug, Error)]
+pub enum ContentError {
+    /// What was touched of a zone cannot be found out.
+    #[error("memory zone {zone}: cannot find what was written")]
+    Scan {
+        /// Which zone.
+        zone: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file cannot be read or written.
+    #[error("cannot {operation} {} at {offset:#x}", .path.display())]
+    File {
+        /// Read or write.
+        operation: &'static str,
+        /// The memory file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Content does not match its checksum.
+    #[error(
+        "{}: memory at {offset:#x} is damaged: checksum {found:#010x}, expected {expected:#010x}",
+        .path.display()
+    )]
+    Damaged {
+        /// The memory file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Checksum of what is there.
+        found: u32,
+        /// Checksum of what was saved.
+        expected: u32,
+    },
+    /// Zones of the snapshot and of the configuration differ.
+    #[error("memory zone {zone}: {why}")]
+    Zone {
+        /// Which zone.
+        zone: String,
+        /// How they differ.
+        why: String,
+    },
+    /// The memory mode cannot be had for a zone.
+    #[error("memory mode {mode}: memory zone {zone} {why}")]
+    Mode {
+        /// What was asked for.
+        mode: MemoryMode,
+        /// Which zone.
+        zone: String,
+        /// Why not.
+        why: &'static str,
+    },
+}

@@ -1,0 +1,125 @@
+//! How each zone of a restored machine gets its content.
+
+use std::fmt;
+
+use serde::Serialize;
+use vm_migration::snapshot::MemoryTable;
+
+use super::ContentError;
+use crate::config::MemoryZoneConfig;
+
+/// A way for memory to come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryMode {
+    /// All of it is read before the guest runs.
+    Copy,
+    /// The snapshot's file is mapped copy-on-write: pages come out of the page cache as they are touched,
+    /// and many machines share them.
+    Cow,
+    /// The zone's own file still has it.
+    Kept,
+}
+
+impl fmt::Display for MemoryMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Copy => "copy",
+            Self::Cow => "cow",
+            Self::Kept => "kept",
+        })
+    }
+}
+
+/// The way of one zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ZoneMode {
+    /// The zone.
+    pub zone: String,
+    /// How its content comes.
+    pub mode: MemoryMode,
+    /// Why it is not the mode that is used where nothing speaks against it; none where it is.
+    pub why: Option<&'static str>,
+}
+
+/// The ways of all zones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestorePlan {
+    /// In the order of the zones.
+    pub zones: Vec<ZoneMode>,
+}
+
+/// Whether a snapshot has to hold that zone's content. A shared zone in a file that has a name is
+/// its own copy.
+pub fn is_kept_in_snapshot(zone: &MemoryZoneConfig) -> bool {
+    !(zone.shared && has_named_file(zone))
+}
+
+/// Whether a zone is backed by a file with a name; in a directory its file has none.
+fn has_named_file(zone: &MemoryZoneConfig) -> bool {
+    zone.file.as_ref().is_some_and(|path| !path.is_dir())
+}
+
+/// What speaks against mapping the snapshot's file for a zone.
+fn against_cow(zone: &MemoryZoneConfig) -> Option<&'static str> {
+    if zone.shared {
+        Some("is shared, and a private mapping is not")
+    } else if zone.hugepage_size.is_some() {
+        Some("is backed by huge pages, and the snapshot's file is not")
+    } else if zone.file.is_some() && !has_named_file(zone) {
+        Some("is backed by a file in a directory of its own")
+    } else {
+        None
+    }
+}
+
+impl RestorePlan {
+    /// Finds a way for each zone: `asked` for all of them, or else the fastest that each can have.
+    ///
+    /// # Errors
+    /// A zone cannot have what was asked for, or is another one than was saved.
+    pub fn new(
+        zones: &[MemoryZoneConfig],
+        table: &MemoryTable,
+        asked: Option<MemoryMode>,
+    ) -> Result<Self, ContentError> {
+        let mismatch = |zone: &str, why: String| Err(ContentError::Zone { zone: zone.to_owned(), why });
+        for saved in &table.zones {
+            if !zones.iter().any(|zone| zone.id == saved.zone) {
+                return mismatch(&saved.zone, "is in the snapshot, and not configured".to_owned());
+            }
+        }
+        let mut plan = Self { zones: Vec::with_capacity(zones.len()) };
+        for zone in zones {
+            let Some(saved) = table.zone(&zone.id) else {
+                return mismatch(&zone.id, "is not in the snapshot".to_owned());
+            };
+            if saved.size != zone.size {
+                let why = format!("{} bytes in the snapshot, {} configured", saved.size, zone.size);
+                return mismatch(&zone.id, why);
+            }
+            let against = against_cow(zone);
+            let (mode, why) = match (saved.offset, asked) {
+                // Shared or, as with the template of many machines, mapped privately.
+                (None, _) if has_named_file(zone) => (MemoryMode::Kept, None),
+                (None, _) => {
+                    let why = "its content was left in its own file, which is not configured";
+                    return mismatch(&zone.id, why.to_owned());
+                }
+                (Some(_), Some(MemoryMode::Cow)) if let Some(why) = against => {
+                    return Err(ContentError::Mode { mode: MemoryMode::Cow, zone: zone.id.clone(), why });
+                }
+                (Some(_), Some(mode)) => (mode, None),
+                (Some(_), None) if against.is_some() => (MemoryMode::Copy, against),
+                (Some(_), None) => (MemoryMode::Cow, None),
+            };
+            plan.zones.push(ZoneMode { zone: zone.id.clone(), mode, why });
+        }
+        Ok(plan)
+    }
+
+    /// The mode of a zone.
+    pub fn mode(&self, zone: &str) -> Option<MemoryMode> {
+        self.zones.iter().find(|found| found.zone == zone).map(|found| found.mode)
+    }
+}

@@ -1,0 +1,213 @@
+//! Content that was saved comes back, and damage is found.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use vm_memory::{MmapRegion, VolatileMemory};
+use vm_migration::snapshot::{CHUNK_SIZE, MemoryTable};
+
+use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
+use crate::{config::MemoryZoneConfig, memory::GuestMemory};
+
+const PAGE: u64 = 4096;
+
+fn zone(id: &str, size: u64) -> MemoryZoneConfig {
+    MemoryZoneConfig {
+        id: id.into(),
+        size,
+        file: None,
+        shared: false,
+        hugepage_size: None,
+        host_numa_node: None,
+        prefault: false,
+        reserve: false,
+        mergeable: false,
+        thp: false,
+        hotplug_size: 0,
+    }
+}
+
+fn write(mapping: &MmapRegion, at: u64, value: u8) {
+    mapping.get_slice(usize::try_from(at).unwrap(), 8).unwrap().copy_from(&[value; 8]);
+}
+
+fn read(mapping: &MmapRegion, at: u64) -> u8 {
+    let mut value = [0];
+    mapping.get_slice(usize::try_from(at).unwrap(), 1).unwrap().copy_to(&mut value);
+    value[0]
+}
+
+/// Two zones, the second of which does not end with a chunk, and a few written pages.
+struct Saved {
+    zones: Vec<MemoryZoneConfig>,
+    table: MemoryTable,
+    file: Arc<File>,
+    stored: u64,
+}
+
+const PLACES: [(usize, u64, u8); 6] = [
+    (0, 0, 1),
+    (0, CHUNK_SIZE - PAGE, 2),
+    (0, 40 * CHUNK_SIZE + 3 * PAGE, 3),
+    (1, 5 * PAGE, 4),
+    (1, 2 * CHUNK_SIZE + 2 * PAGE, 5),
+    (0, 63 * CHUNK_SIZE, 6),
+];
+
+fn path() -> PathBuf {
+    PathBuf::from("memory-ranges")
+}
+
+fn saved(shared: bool) -> Saved {
+    let mut zones = vec![zone("a", 64 * CHUNK_SIZE), zone("b", 2 * CHUNK_SIZE + 3 * PAGE)];
+    zones.iter_mut().for_each(|zone| zone.shared = shared);
+    let memory = GuestMemory::map(&zones).unwrap().zones();
+    for (zone, at, value) in PLACES {
+        write(&memory[zone].1, at, value);
+    }
+    // Written, and zero again: takes no room.
+    write(&memory[0].1, 20 * CHUNK_SIZE, 0);
+    let sizes = zones.iter().map(|zone| (zone.id.as_str(), zone.size, true));
+    let mut table = MemoryTable::new(sizes).unwrap();
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let stored = save(&memory, &mut table, &file, &path(), &AtomicU64::new(0)).unwrap();
+    Saved { zones, table, file, stored }
+}
+
+fn restored(saved: &Saved, mode: Option<MemoryMode>) -> Vec<(String, Arc<MmapRegion>)> {
+    let plan = RestorePlan::new(&saved.zones, &saved.table, mode).unwrap();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
+    let copied: Vec<_> =
+        memory.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy)).cloned().collect();
+    load(&copied, &saved.table, &saved.file, &path(), true, &AtomicU64::new(0)).unwrap();
+    memory
+}
+
+#[test]
+fn only_what_is_not_zero_is_stored() {
+    for shared in [false, true] {
+        let saved = saved(shared);
+        assert_eq!(saved.stored, PLACES.len() as u64 * PAGE);
+        assert_eq!(saved.table.chunks.count(), 5);
+        assert_eq!(saved.file.metadata().unwrap().len(), 67 * CHUNK_SIZE);
+        assert!(saved.file.metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
+        verify(&saved.table, &saved.file, &path(), &AtomicU64::new(0)).unwrap();
+    }
+}
+
+#[test]
+fn every_mode_brings_it_back() {
+    for mode in [None, Some(MemoryMode::Copy), Some(MemoryMode::Cow)] {
+        let saved = saved(false);
+        let memory = restored(&saved, mode);
+        for (zone, at, value) in PLACES {
+            assert_eq!(read(&memory[zone].1, at), value, "{mode:?} {zone} {at:#x}");
+        }
+        assert_eq!(read(&memory[0].1, 10 * CHUNK_SIZE), 0);
+        assert_eq!(read(&memory[1].1, 0), 0);
+        // A machine that goes on leaves the snapshot as it is, and can be saved again.
+        write(&memory[1].1, 0, 9);
+        verify(&saved.table, &saved.file, &path(), &AtomicU64::new(0)).unwrap();
+        let mut table = saved.table.clone();
+        let again = tempfile::tempfile().unwrap();
+        let stored = save(&memory, &mut table, &again, &path(), &AtomicU64::new(0)).unwrap();
+        assert_eq!(stored, saved.stored + PAGE, "{mode:?}");
+    }
+}
+
+#[test]
+fn zones_get_what_they_can_have() {
+    let saved = saved(true);
+    let plan = RestorePlan::new(&saved.zones, &saved.table, None).unwrap();
+    assert!(plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy && zone.why.is_some()));
+    let refused = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Cow)).unwrap_err();
+    assert_eq!(refused.to_string(), "memory mode cow: memory zone a is shared, and a private mapping is not");
+    let memory = restored(&saved, None);
+    for (zone, at, value) in PLACES {
+        assert_eq!(read(&memory[zone].1, at), value);
+    }
+}
+
+#[test]
+fn zones_that_differ_are_refused() {
+    let saved = saved(false);
+    let refused =
+        |zones: &[MemoryZoneConfig]| RestorePlan::new(zones, &saved.table, None).unwrap_err().to_string();
+    assert!(refused(&saved.zones[..1]).contains("b: is in the snapshot, and not configured"));
+    let mut more = saved.zones.clone();
+    more.push(zone("c", PAGE));
+    assert!(refused(&more).contains("c: is not in the snapshot"));
+    let mut larger = saved.zones.clone();
+    larger[0].size += PAGE;
+    assert!(refused(&larger).contains("a: 16777216 bytes in the snapshot"));
+}
+
+#[test]
+fn a_zones_own_file_keeps_its_content() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut own = zone("a", 4 * CHUNK_SIZE);
+    own.file = Some(directory.path().join("zone"));
+    own.shared = true;
+    let zones = vec![own];
+    let memory = GuestMemory::map(&zones).unwrap().zones();
+    write(&memory[0].1, PAGE, 7);
+    let keep = super::is_kept_in_snapshot(&zones[0]);
+    let mut table = MemoryTable::new([("a", zones[0].size, keep)]).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    assert_eq!(save(&memory, &mut table, &file, &path(), &AtomicU64::new(0)).unwrap(), 0);
+    assert_eq!((table.size, table.chunks.count()), (0, 0));
+    // Many machines from one template: each maps the file privately.
+    let mut private = zones.clone();
+    private[0].shared = false;
+    let saved = Saved { zones: private, table, file: Arc::new(file), stored: 0 };
+    let memory = restored(&saved, None);
+    assert_eq!(read(&memory[0].1, PAGE), 7);
+    write(&memory[0].1, PAGE, 8);
+    let mut missing = saved.zones.clone();
+    missing[0].file = None;
+    let refused = RestorePlan::new(&missing, &saved.table, None).unwrap_err().to_string();
+    assert!(refused.contains("left in its own file"), "{refused}");
+}
+
+#[test]
+fn damage_is_found_before_it_is_used() {
+    let saved = saved(false);
+    let damage = |at: u64| {
+        let mut byte = [0];
+        saved.file.read_exact_at(&mut byte, at).unwrap();
+        saved.file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+    };
+    let check = || verify(&saved.table, &saved.file, &path(), &AtomicU64::new(0));
+    // In what was stored, and in what was not.
+    for at in [3, CHUNK_SIZE - 1, 40 * CHUNK_SIZE + 5, 10 * CHUNK_SIZE, 66 * CHUNK_SIZE + 4 * PAGE] {
+        damage(at);
+        let error = check().unwrap_err();
+        assert!(
+            matches!(error, ContentError::Damaged { offset, .. } if offset == at / CHUNK_SIZE * CHUNK_SIZE)
+        );
+        damage(at);
+        check().unwrap();
+    }
+    damage(40 * CHUNK_SIZE + 5);
+    let plan = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Copy)).unwrap();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
+    let error = load(&memory, &saved.table, &saved.file, &path(), true, &AtomicU64::new(0)).unwrap_err();
+    assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
+}
+
+#[test]
+fn files_that_cannot_be_written_or_read_are_named() {
+    let saved = saved(false);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let memory = restored(&saved, None);
+    let mut table = saved.table.clone();
+    let error = save(&memory, &mut table, &full, Path::new("target/memory-ranges"), &AtomicU64::new(0));
+    assert!(error.unwrap_err().to_string().contains("cannot write target/memory-ranges"));
+    let short = tempfile::tempfile().unwrap();
+    let error = load(&memory, &saved.table, &short, &path(), true, &AtomicU64::new(0)).unwrap_err();
+    assert!(matches!(error, ContentError::File { operation: "read", .. }));
+}
