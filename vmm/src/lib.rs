@@ -14,4 +14,5 @@ pub mod jobs;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod parallel;
 pub mod terminal;

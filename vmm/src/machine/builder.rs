@@ -4,95 +4,41 @@
 //! interrupt controllers and the vCPUs are made in the transaction's own gap after them, because a
 //! slot call that follows such a registration waits for a grace period.
 
-use std::{error::Error, io, sync::Arc};
+use std::sync::Arc;
 
 use address_manager::{
-    AddressManager, CommitError, Conflict, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind,
-    Windows,
+    AddressManager, CommitError, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind, Windows,
 };
-use arch::x86_64::{
-    acpi::AcpiError,
-    cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate},
-    smbios::SmbiosError,
-};
+use arch::x86_64::cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate};
 use devices::{
     SharedDevice,
-    pci::{HostBridge, PciSegment, SlotError, StagedBars},
+    pci::{HostBridge, PciSegment, StagedBars},
 };
-use hypervisor::{HypervisorError, IrqchipMode, Vm, VmOptions, x86_64::CpuidEntry};
-use thiserror::Error;
+use hypervisor::{IrqchipMode, Vm, VmOptions, x86_64::CpuidEntry};
+use vm_migration::LoadError;
 
 use super::{
-    Host, Machine, NamedDevice,
-    attach::{self, AttachError, Attached, ImageLocks, RateLimiters},
+    BuildError, Host, Machine, MachineState, NamedDevice,
+    attach::{self, Attached, ImageLocks, RateLimiters},
     consoles::Seat,
-    payload::{self, OpenPayload, PayloadError},
+    payload::{self, OpenPayload},
     platform::{Platform, PlatformParts},
+    restore::SavedChips,
     sinks::Interrupts,
 };
 use crate::{
     config::{ConfigError, VmConfig},
-    cpu::{Cookie, VcpuError, VcpuPlan, VcpuStart, Vcpus},
+    cpu::{Cookie, VcpuPlan, VcpuStart, Vcpus},
     layout::{HostCaps, Layout, LayoutError, SegmentLayout},
-    memory::{BackingError, GuestMemory},
+    memory::GuestMemory,
+    parallel,
 };
 
 /// GSIs beyond the pins of the IOAPIC, for message-signalled interrupts that need a route.
 const FIRST_MSI_GSI: u64 = 24;
 
-/// A machine could not be built.
-#[derive(Debug, Error)]
-pub enum BuildError {
-    /// The configuration cannot be.
-    #[error("configuration")]
-    Config(#[from] ConfigError),
-    /// It does not fit the address space or the host.
-    #[error("layout")]
-    Layout(#[from] LayoutError),
-    /// The payload cannot be booted.
-    #[error("payload")]
-    Payload(#[from] PayloadError),
-    /// The machine cannot be described to the guest.
-    #[error("ACPI tables")]
-    Acpi(#[from] AcpiError),
-    /// It cannot be called what it shall be called.
-    #[error("platform")]
-    Smbios(#[from] SmbiosError),
-    /// Memory cannot be had.
-    #[error("guest memory")]
-    Memory(#[from] BackingError),
-    /// The hypervisor refuses something.
-    #[error("hypervisor")]
-    Hypervisor(#[from] HypervisorError),
-    /// CPU identification cannot be made.
-    #[error("CPU identification")]
-    Cpuid(#[from] CpuidError),
-    /// What a device needs cannot be opened, or its constructor refuses it.
-    #[error("device {id}")]
-    Attach {
-        /// Which device.
-        id: String,
-        /// Why.
-        #[source]
-        source: AttachError,
-    },
-    /// Two things claim one address.
-    #[error("wiring")]
-    Conflict(#[from] Conflict),
-    /// Two devices claim one slot.
-    #[error("PCI")]
-    Slot(#[from] SlotError),
-    /// The commit failed.
-    #[error("commit")]
-    Commit(#[source] Box<dyn Error + Send + Sync>),
-    /// A vCPU failed.
-    #[error("processors")]
-    Vcpu(#[from] VcpuError),
-    /// The host has no descriptor or thread left.
-    #[error("host resources")]
-    Host(#[from] io::Error),
-}
-
+/// Devices for which a thread of its own is worth it when they are opened or loaded.
+const DEVICES_PER_THREAD: usize = 4;
 impl Machine {
     /// Builds a machine for a cold boot. It is paused, with its payload in memory and its first vCPU
     /// at the entry.
@@ -108,47 +54,47 @@ impl Machine {
         let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
-        let prepared = Prepared::new(config, host, layout, &supported)?;
+        let prepared = Prepared::new(config, host, layout, GuestMemory::map(&config.memory)?, "boot")?;
+        let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
+            0 => VcpuStart::Ready(Box::new(payload.plan.entry.clone())),
+            _ => VcpuStart::Waiting,
+        })?;
         let memory = prepared.transaction.memory();
         payload.load(&memory)?;
         for (at, bytes) in &acpi.pieces {
             payload::write(bytes, *at, &memory)?;
         }
         payload::write(&smbios, smbios_at, &memory)?;
-        let entry = payload.plan.entry;
-        prepared.commit(host, |index| match index {
-            0 => VcpuStart::Ready(Box::new(entry)),
-            _ => VcpuStart::Waiting,
-        })
+        prepared.commit(host, vcpus, None)
     }
 }
 
 /// A machine whose wiring is staged and whose devices are built; no vCPU exists yet.
-struct Prepared {
-    layout: Layout,
+pub(super) struct Prepared {
+    pub(super) layout: Layout,
+    memory: GuestMemory,
     vm: Arc<dyn Vm>,
     manager: Arc<AddressManager>,
     segments: Vec<Arc<PciSegment>>,
-    platform: Platform,
-    devices: Vec<NamedDevice>,
-    vcpus: Vec<VcpuIdentity>,
-    staged: Vec<(SharedDevice, StagedBars)>,
+    pub(super) platform: Platform,
+    pub(super) devices: Vec<NamedDevice>,
     transaction: Transaction<'static>,
 }
 
 impl Prepared {
-    fn new(
+    /// Opens what the configuration names, builds the devices, and stages what is fixed.
+    pub(super) fn new(
         config: &VmConfig,
         host: &Host,
         layout: Layout,
-        supported: &[CpuidEntry],
+        memory: GuestMemory,
+        label: &str,
     ) -> Result<Self, BuildError> {
-        let memory = GuestMemory::map(&config.memory)?;
         let vm = host.hypervisor.create_vm(&VmOptions::default())?;
         let capabilities = host.hypervisor.capabilities();
         let windows = windows(&layout, capabilities.max_gsis);
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
-        let transaction = manager.begin_owned("boot");
+        let transaction = manager.begin_owned(label);
         transaction.add(&memory.wired(&layout.ram))?;
         let interrupts = Interrupts::new(Arc::clone(&vm));
 
@@ -180,45 +126,59 @@ impl Prepared {
             limiters: &limiters,
             image_locks: ImageLocks::Now,
         };
+        let wanted: Vec<_> = layout.devices.iter().zip(&config.devices).collect();
+        let attached = parallel::map(&wanted, DEVICES_PER_THREAD, |(device, config)| {
+            attach::attach(config, device, &context)
+                .map_err(|source| BuildError::Attach { id: device.id.clone(), source })
+        })?;
         let mut devices = Vec::with_capacity(layout.devices.len());
-        let mut staged = Vec::with_capacity(layout.devices.len());
-        for (device, device_config) in layout.devices.iter().zip(&config.devices) {
-            let Attached { device: attached, control } = attach::attach(device_config, device, &context)
-                .map_err(|source| BuildError::Attach { id: device.id.clone(), source })?;
-            let segment = segments
-                .iter()
-                .find(|segment| segment.number() == device.bdf.segment())
-                .ok_or(LayoutError::SegmentFull { id: device.id.clone(), segment: device.bdf.segment() })?;
+        for (device, Attached { device: attached, control }) in layout.devices.iter().zip(attached) {
+            let segment =
+                segments.iter().find(|segment| segment.number() == device.bdf.segment()).ok_or_else(
+                    || LayoutError::SegmentFull { id: device.id.clone(), segment: device.bdf.segment() },
+                )?;
             segment.plug(device.bdf.device(), attached.clone())?;
-            if let Some(function) = attached.lock().pci() {
-                staged.push((attached.clone(), function.endpoint().stage(&transaction)));
-            }
             devices.push(NamedDevice { id: device.id.clone(), device: attached, control });
         }
+        Ok(Self { layout, memory, vm, manager, segments, platform, devices, transaction })
+    }
 
-        let vcpus = vcpu_identities(config, &layout, supported)?;
-        Ok(Self { layout, vm, manager, segments, platform, devices, vcpus, staged, transaction })
+    /// Gives every device its saved state, several at a time. What that changes in the wiring is staged.
+    pub(super) fn load(&self, state: &MachineState) -> Result<(), LoadError> {
+        let all: Vec<&NamedDevice> = self.platform.devices.iter().chain(&self.devices).collect();
+        parallel::map(&all, DEVICES_PER_THREAD, |NamedDevice { id, device, .. }| {
+            device.lock().load_section(state.section(id)?, &self.transaction)
+        })?;
+        Ok(())
+    }
+
+    /// Stages the BARs of every device where its registers, which may have been loaded, say.
+    fn stage(&self) -> Vec<(SharedDevice, StagedBars)> {
+        let staged = self.devices.iter().filter_map(|NamedDevice { device, .. }| {
+            let staged = device.lock().pci().map(|function| function.endpoint().stage(&self.transaction))?;
+            Some((device.clone(), staged))
+        });
+        staged.collect()
     }
 
     /// Puts the wiring in place, with one commit, and makes the vCPUs.
-    fn commit(self, host: &Host, start: impl Fn(u32) -> VcpuStart) -> Result<Machine, BuildError> {
-        let Self { layout, vm, manager, segments, platform, devices, vcpus, staged, transaction } = self;
-        let plans = vcpus
-            .into_iter()
-            .map(|VcpuIdentity { index, apic_id, cpuid, affinity, cookie }| VcpuPlan {
-                index,
-                apic_id,
-                cpuid,
-                start: start(index),
-                affinity,
-                cookie,
-            })
-            .collect();
+    pub(super) fn commit(
+        self,
+        host: &Host,
+        vcpus: Vec<VcpuPlan>,
+        saved: Option<SavedChips>,
+    ) -> Result<Machine, BuildError> {
+        let staged = self.stage();
+        let Self { layout, memory, vm, manager, segments, platform, devices, transaction } = self;
         let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
         let mut made = None;
         let committed = transaction.commit_with(|| {
             vm.create_irqchip(IrqchipMode::Kernel, false)?;
-            made = Some(Vcpus::create(&vm, &manager, &requests, plans)?);
+            made = Some(Vcpus::create(&vm, &manager, &requests, vcpus)?);
+            // The controllers' pending interrupts go to local APICs, which are there only now.
+            if let Some(SavedChips { irqchip, .. }) = &saved {
+                vm.load_irqchip(irqchip)?;
+            }
             Ok::<(), BuildError>(())
         });
         let report = match committed {
@@ -232,12 +192,26 @@ impl Prepared {
             }
         }
         let vcpus = made.expect("a commit that succeeded has run its hook");
-        Ok(Machine { layout, vcpus, platform, devices, segments, manager, vm, stopped_clock: None, report })
+        let stopped_clock = saved.and_then(|saved| saved.clock);
+        let arming = None;
+        Ok(Machine {
+            layout,
+            memory,
+            vcpus,
+            arming,
+            platform,
+            devices,
+            segments,
+            manager,
+            vm,
+            stopped_clock,
+            report,
+        })
     }
 }
 
 /// What the layout must know of the host.
-fn host_caps(host: &Host, supported: &[CpuidEntry]) -> HostCaps {
+pub(super) fn host_caps(host: &Host, supported: &[CpuidEntry]) -> HostCaps {
     let capabilities = host.hypervisor.capabilities();
     HostCaps {
         phys_bits: cpuid::phys_bits(supported, u8::MAX),
@@ -279,21 +253,13 @@ fn build_segment(
     Ok(segment)
 }
 
-/// A processor of the machine, before it exists.
-struct VcpuIdentity {
-    index: u32,
-    apic_id: u32,
-    cpuid: Vec<CpuidEntry>,
-    affinity: Vec<usize>,
-    cookie: Arc<Cookie>,
-}
-
-/// The processors that are present at boot.
-fn vcpu_identities(
+/// The processors that are present, each with what it starts from.
+pub(super) fn vcpu_plans(
     config: &VmConfig,
     layout: &Layout,
     supported: &[CpuidEntry],
-) -> Result<Vec<VcpuIdentity>, CpuidError> {
+    start: impl Fn(u32) -> VcpuStart,
+) -> Result<Vec<VcpuPlan>, CpuidError> {
     let cpus = &config.cpus;
     let template = CpuidTemplate::new(&CpuidConfig {
         supported,
@@ -308,15 +274,22 @@ fn vcpu_identities(
     })?;
     let cookie = Arc::new(Cookie::new(cpus.core_scheduling));
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);
-    let identities = present.map(|vcpu| {
+    let plans = present.map(|vcpu| {
         let affinity = cpus.affinity.iter().find(|(index, _)| *index == vcpu.index);
-        VcpuIdentity {
+        let start = start(vcpu.index);
+        let cpuid = match &start {
+            // It has its own.
+            VcpuStart::Saved(_) => Vec::new(),
+            VcpuStart::Ready(_) | VcpuStart::Waiting => template.for_vcpu(vcpu.index),
+        };
+        VcpuPlan {
             index: vcpu.index,
             apic_id: vcpu.apic_id,
-            cpuid: template.for_vcpu(vcpu.index),
+            cpuid,
+            start,
             affinity: affinity.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
             cookie: Arc::clone(&cookie),
         }
     });
-    Ok(identities.collect())
+    Ok(plans.collect())
 }

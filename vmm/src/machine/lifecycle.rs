@@ -4,7 +4,7 @@
 use devices::PauseError;
 use thiserror::Error;
 
-use super::{Machine, NamedDevice};
+use super::{Machine, NamedDevice, arming::Arming};
 use crate::cpu::VcpuError;
 
 /// A machine could not be stopped.
@@ -39,8 +39,10 @@ impl Machine {
 
     fn try_pause(&mut self) -> Result<(), LifeError> {
         self.vcpus.pause()?;
-        // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
-        self.stopped_clock = self.vm.clock().ok();
+        if self.stopped_clock.is_none() {
+            // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
+            self.stopped_clock = self.vm.clock().ok();
+        }
         for NamedDevice { id, device, .. } in self.all_devices() {
             device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
         }
@@ -58,6 +60,14 @@ impl Machine {
             log::warn!("the guest's clock has gone on during the pause: {}", crate::error::chain(&error));
         }
         self.vcpus.resume();
+        if self.arming.is_none() {
+            match Arming::start(&self.manager) {
+                Ok(arming) => self.arming = arming,
+                Err(error) => {
+                    log::warn!("doorbells are served by exits: no thread to register them: {error}")
+                }
+            }
+        }
     }
 
     /// Presses the power button. What the guest makes of it is its own business.
@@ -66,7 +76,7 @@ impl Machine {
     }
 
     /// Platform devices, then PCI devices, in layout order.
-    fn all_devices(&self) -> impl Iterator<Item = &NamedDevice> {
+    pub(super) fn all_devices(&self) -> impl Iterator<Item = &NamedDevice> {
         self.platform.devices.iter().chain(&self.devices)
     }
 }

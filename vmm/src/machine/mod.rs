@@ -1,17 +1,21 @@
 //! The machine: what a layout, opened host resources and, at a restore, a saved state come to.
 //!
-//! [`builder`] is the one path of boot, restore and migration; [`attach`] opens what each kind of
+//! `builder` is the one path of boot, restore and migration; [`attach`] opens what each kind of
 //! device needs; `lifecycle` stops and starts the whole. One thread owns a [`Machine`]; the API
 //! sends that thread requests.
 
+mod arming;
 pub mod attach;
-pub mod builder;
+mod builder;
 pub mod consoles;
+mod error;
 mod images;
 mod lifecycle;
 pub mod payload;
 pub mod platform;
+mod restore;
 pub mod sinks;
+pub mod state;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -22,9 +26,14 @@ use address_manager::{AddressManager, CommitReport};
 use devices::{SharedDevice, pci::PciSegment};
 use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
-pub use self::{builder::BuildError, lifecycle::LifeError};
-use self::{consoles::Consoles, platform::Platform, sinks::RequestQueue};
-use crate::{cpu::Vcpus, events::Events, layout::Layout};
+use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
+pub use self::{
+    error::BuildError,
+    lifecycle::LifeError,
+    restore::Restored,
+    state::{MachineState, StateError},
+};
+use crate::{cpu::Vcpus, events::Events, layout::Layout, memory::GuestMemory};
 
 /// What a machine uses of its host.
 #[derive(Clone)]
@@ -74,8 +83,11 @@ pub struct NamedDevice {
 /// A built machine. Made paused.
 pub struct Machine {
     layout: Layout,
+    memory: GuestMemory,
     // The order of the fields is the order in which they go: processors before what they reach.
     vcpus: Vcpus,
+    /// Registers the doorbells that a restore left for later.
+    arming: Option<Arming>,
     platform: Platform,
     devices: Vec<NamedDevice>,
     segments: Vec<Arc<PciSegment>>,
@@ -105,6 +117,11 @@ impl Machine {
     /// Its PCI devices, in layout order.
     pub fn devices(&self) -> &[NamedDevice] {
         &self.devices
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Its processors.

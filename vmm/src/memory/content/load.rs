@@ -15,9 +15,10 @@ use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::MemoryTable;
 
 use super::{
-    ContentError,
-    chunks::{self, filled, is_zero},
+    CHUNKS_PER_THREAD, ContentError,
+    pages::{filled, is_zero},
 };
+use crate::parallel;
 
 /// Reads the content of those zones, which are zero before, out of `file`; with `check` each chunk is checked
 /// before it is copied. `read` counts bytes as they are read.
@@ -42,7 +43,7 @@ pub fn load(
         work.extend(wanted.map(|(chunk, digest)| (mapping, chunk * size - offset, chunk, digest)));
     }
     let length = usize::try_from(size).unwrap_or(usize::MAX);
-    chunks::for_each(&work, length, |(mapping, within, chunk, digest), buffer| {
+    parallel::for_each(&work, CHUNKS_PER_THREAD, length, |(mapping, within, chunk, digest), buffer| {
         fetch(file, path, *chunk, size, buffer)?;
         if check {
             compare(path, chunk * size, buffer, *digest)?;
@@ -88,7 +89,7 @@ pub fn verify(table: &MemoryTable, file: &File, path: &Path, read: &AtomicU64) -
         work.extend(chunks.filter(|chunk| table.chunks.get(*chunk).is_none()).map(|chunk| (chunk, None)));
     }
     let length = usize::try_from(size).unwrap_or(usize::MAX);
-    chunks::for_each(&work, length, |(chunk, digest), buffer| {
+    parallel::for_each(&work, CHUNKS_PER_THREAD, length, |(chunk, digest), buffer| {
         fetch(file, path, *chunk, size, buffer)?;
         read.fetch_add(size, Ordering::Relaxed);
         match digest {

@@ -5,8 +5,8 @@
 //! ([`RestorePlan`]), and said in the answer. Chunks go through a buffer on their way, so that what is
 //! checked is what is used, whoever else may write to shared memory meanwhile.
 
-mod chunks;
 mod load;
+mod pages;
 mod plan;
 mod save;
 #[cfg(test)]
@@ -22,6 +22,9 @@ pub use self::{
     plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
     save::save,
 };
+
+/// Chunks for which a thread of its own is worth it.
+const CHUNKS_PER_THREAD: usize = 16;
 
 /// Guest memory could not be saved or restored.
 #[derive(Debug, Error)]

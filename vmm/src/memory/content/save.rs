@@ -14,11 +14,8 @@ use std::{
 use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::{ChunkDigests, MemoryTable};
 
-use super::{
-    ContentError,
-    chunks::{self, filled},
-    touched::touched,
-};
+use super::{CHUNKS_PER_THREAD, ContentError, pages::filled, touched::touched};
+use crate::parallel;
 
 /// A chunk of a zone that may not be zero.
 struct Chunk<'zone> {
@@ -71,7 +68,7 @@ pub fn save(
         }
     }
     let length = usize::try_from(size).unwrap_or(usize::MAX);
-    let mut digests = chunks::for_each(&work, length, |chunk, buffer| {
+    let mut digests = parallel::for_each(&work, CHUNKS_PER_THREAD, length, |chunk, buffer| {
         let Some(bytes) = fetch(chunk, buffer) else { return Ok(None) };
         let runs = filled(bytes);
         if runs.is_empty() {

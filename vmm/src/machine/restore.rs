@@ -1,0 +1,68 @@
+//! A machine out of a saved state: the same preparation as for a boot, with a layout that is given and a
+//! state that is loaded before the one commit.
+
+use std::collections::BTreeMap;
+
+use arch::x86_64::compat;
+use hypervisor::x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock};
+
+use super::{
+    BuildError, Host, Machine, MachineState,
+    builder::{Prepared, host_caps, vcpu_plans},
+};
+use crate::{config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel};
+
+/// vCPU states for which a thread of its own is worth it when they are read.
+const VCPUS_PER_THREAD: usize = 8;
+
+/// What a machine is restored from.
+#[derive(Debug)]
+pub struct Restored {
+    /// The map that the guest knows.
+    pub layout: Layout,
+    /// Its memory, with its content.
+    pub memory: GuestMemory,
+    /// Everything else.
+    pub state: MachineState,
+    /// CPU identification that the guest was given.
+    pub cpu: Vec<CpuidEntry>,
+}
+
+/// Saved state of what the hypervisor has but for the vCPUs.
+pub(super) struct SavedChips {
+    pub(super) irqchip: IrqchipState,
+    pub(super) clock: Option<VmClock>,
+}
+
+impl Machine {
+    /// Builds the machine of a saved state, in one commit. It is paused, where the saved one stood; its clock
+    /// goes on from the saved one when it is resumed.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; whatever was opened or made is gone again.
+    pub fn restore(config: &VmConfig, host: &Host, restored: Restored) -> Result<Self, BuildError> {
+        let Restored { layout, memory, state, cpu } = restored;
+        config.check()?;
+        let supported = host.hypervisor.supported_cpuid()?;
+        layout.check(config, &host_caps(host, &supported))?;
+        let missing: Vec<String> =
+            compat::missing(&cpu, &supported).iter().map(ToString::to_string).collect();
+        if !missing.is_empty() {
+            return Err(BuildError::Processor { missing: missing.join(", ") });
+        }
+        let prepared = Prepared::new(config, host, layout, memory, "restore")?;
+        let present = prepared.layout.vcpus.iter().filter(|vcpu| vcpu.present);
+        let indices: Vec<u32> = present.map(|vcpu| vcpu.index).collect();
+        let ids = prepared.platform.devices.iter().chain(&prepared.devices).map(|named| named.id.as_str());
+        state.check_all_known(u32::try_from(indices.len()).unwrap_or(u32::MAX), ids)?;
+        prepared.load(&state)?;
+        let saved = parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))?;
+        let saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
+        let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
+            Some(state) => VcpuStart::Saved(Box::new(state.clone())),
+            None => VcpuStart::Waiting,
+        })?;
+        let chips = SavedChips { irqchip: state.irqchip()?, clock: state.clock()? };
+        prepared.commit(host, vcpus, Some(chips))
+    }
+}

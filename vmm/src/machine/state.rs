@@ -1,0 +1,154 @@
+//! The saved state of a whole machine: one section for each vCPU, the interrupt controllers, the clock
+//! and each device.
+
+use std::collections::BTreeMap;
+
+use hypervisor::{
+    HypervisorError,
+    x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vm_migration::{LoadError, SaveError, Section, State};
+
+use super::{Machine, NamedDevice};
+use crate::cpu::VcpuError;
+
+const IRQCHIP: &str = "__irqchip";
+const CLOCK: &str = "__clock";
+
+/// A machine could not be saved.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// A vCPU does not answer, or its state cannot be had.
+    #[error("processors")]
+    Vcpu(#[from] VcpuError),
+    /// The interrupt controllers do not hand their state out.
+    #[error("interrupt controllers")]
+    Irqchip(#[source] HypervisorError),
+    /// A state cannot be written.
+    #[error("cannot write the state")]
+    Write(#[from] SaveError),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct SavedVcpu(VcpuState);
+
+impl State for SavedVcpu {
+    const KIND: &'static str = "vcpu";
+    const VERSION: u32 = 1;
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct SavedIrqchip(IrqchipState);
+
+impl State for SavedIrqchip {
+    const KIND: &'static str = "irqchip";
+    const VERSION: u32 = 1;
+}
+
+/// The guest's clock while it stood still; none where the hypervisor hands none out.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct SavedClock(Option<VmClock>);
+
+impl State for SavedClock {
+    const KIND: &'static str = "clock";
+    const VERSION: u32 = 1;
+}
+
+fn vcpu_id(index: u32) -> String {
+    format!("__vcpu{index}")
+}
+
+impl Machine {
+    /// The state of a paused machine, and the CPU identification that its guest was given.
+    ///
+    /// # Errors
+    /// A vCPU does not answer, or the hypervisor does not hand something out. The machine is as before.
+    pub fn save(&self) -> Result<(Vec<Section>, Vec<CpuidEntry>), StateError> {
+        let mut sections = Vec::new();
+        let mut cpu = Vec::new();
+        for (index, state) in (0..).zip(self.vcpus.save()?) {
+            if index == 0 {
+                cpu.clone_from(&state.cpuid);
+            }
+            sections.push(Section::save(&vcpu_id(index), &SavedVcpu(state))?);
+        }
+        let irqchip = self.vm.save_irqchip().map_err(StateError::Irqchip)?;
+        sections.push(Section::save(IRQCHIP, &SavedIrqchip(irqchip))?);
+        sections.push(Section::save(CLOCK, &SavedClock(self.stopped_clock))?);
+        for NamedDevice { id, device, .. } in self.all_devices() {
+            sections.push(device.lock().save_section(id)?);
+        }
+        Ok((sections, cpu))
+    }
+}
+
+/// A saved state on its way into a machine.
+#[derive(Debug)]
+pub struct MachineState {
+    sections: BTreeMap<String, Section>,
+}
+
+impl MachineState {
+    /// Of those sections, by id.
+    pub fn new(sections: BTreeMap<String, Section>) -> Self {
+        Self { sections }
+    }
+
+    /// The section of a device.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn section(&self, id: &str) -> Result<&Section, LoadError> {
+        self.sections.get(id).ok_or_else(|| LoadError::Missing { id: id.to_owned() })
+    }
+
+    /// The state of a vCPU.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn vcpu(&self, index: u32) -> Result<VcpuState, LoadError> {
+        self.section(&vcpu_id(index))?.load::<SavedVcpu>().map(|SavedVcpu(state)| state)
+    }
+
+    /// The state of the interrupt controllers.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn irqchip(&self) -> Result<IrqchipState, LoadError> {
+        self.section(IRQCHIP)?.load::<SavedIrqchip>().map(|SavedIrqchip(state)| state)
+    }
+
+    /// The guest's clock.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn clock(&self) -> Result<Option<VmClock>, LoadError> {
+        self.section(CLOCK)?.load::<SavedClock>().map(|SavedClock(clock)| clock)
+    }
+
+    /// Refuses sections that belong to nothing in a machine of that many vCPUs and those devices.
+    ///
+    /// # Errors
+    /// There is one; it is named.
+    pub fn check_all_known<'id>(
+        &self,
+        vcpus: u32,
+        devices: impl IntoIterator<Item = &'id str>,
+    ) -> Result<(), LoadError> {
+        let mut known: Vec<String> = (0..vcpus).map(vcpu_id).collect();
+        known.extend([IRQCHIP.to_owned(), CLOCK.to_owned()]);
+        known.extend(devices.into_iter().map(str::to_owned));
+        known.sort_unstable();
+        match self.sections.keys().find(|id| known.binary_search(id).is_err()) {
+            Some(id) => {
+                Err(LoadError::Unexpected { id: id.clone(), why: "the machine has nothing of that name" })
+            }
+            None => Ok(()),
+        }
+    }
+}
