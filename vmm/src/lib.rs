@@ -15,4 +15,6 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod parallel;
+pub mod phases;
+pub mod snapshot;
 pub mod terminal;

@@ -69,6 +69,11 @@ impl Snapshot {
         self.sections.keys().map(String::as_str)
     }
 
+    /// All sections, by id.
+    pub fn into_sections(self) -> BTreeMap<String, Section> {
+        self.sections
+    }
+
     /// The memory file, which is as long as it must be.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ impl Machine {
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
         let prepared = Prepared::new(config, host, layout, GuestMemory::map(&config.memory)?, "boot")?;
         let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
-            0 => VcpuStart::Ready(Box::new(payload.plan.entry.clone())),
+            0 => VcpuStart::Ready(Box::new(payload.plan.entry)),
             _ => VcpuStart::Waiting,
         })?;
         let memory = prepared.transaction.memory();

@@ -10,7 +10,9 @@ use super::{
     BuildError, Host, Machine, MachineState,
     builder::{Prepared, host_caps, vcpu_plans},
 };
-use crate::{config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel};
+use crate::{
+    config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel, phases::Phases,
+};
 
 /// vCPU states for which a thread of its own is worth it when they are read.
 const VCPUS_PER_THREAD: usize = 8;
@@ -40,7 +42,12 @@ impl Machine {
     ///
     /// # Errors
     /// See [`BuildError`]; whatever was opened or made is gone again.
-    pub fn restore(config: &VmConfig, host: &Host, restored: Restored) -> Result<Self, BuildError> {
+    pub fn restore(
+        config: &VmConfig,
+        host: &Host,
+        restored: Restored,
+        phases: &mut Phases,
+    ) -> Result<Self, BuildError> {
         let Restored { layout, memory, state, cpu } = restored;
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
@@ -50,19 +57,21 @@ impl Machine {
         if !missing.is_empty() {
             return Err(BuildError::Processor { missing: missing.join(", ") });
         }
-        let prepared = Prepared::new(config, host, layout, memory, "restore")?;
+        let prepared = phases.time("prepare", || Prepared::new(config, host, layout, memory, "restore"))?;
         let present = prepared.layout.vcpus.iter().filter(|vcpu| vcpu.present);
         let indices: Vec<u32> = present.map(|vcpu| vcpu.index).collect();
         let ids = prepared.platform.devices.iter().chain(&prepared.devices).map(|named| named.id.as_str());
         state.check_all_known(u32::try_from(indices.len()).unwrap_or(u32::MAX), ids)?;
-        prepared.load(&state)?;
-        let saved = parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))?;
+        let saved = phases.time("load", || {
+            prepared.load(&state)?;
+            parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))
+        })?;
         let saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
         let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
             Some(state) => VcpuStart::Saved(Box::new(state.clone())),
             None => VcpuStart::Waiting,
         })?;
         let chips = SavedChips { irqchip: state.irqchip()?, clock: state.clock()? };
-        prepared.commit(host, vcpus, Some(chips))
+        phases.time("commit", || prepared.commit(host, vcpus, Some(chips)))
     }
 }

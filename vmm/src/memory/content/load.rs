@@ -66,14 +66,15 @@ fn start_of(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Checks the whole file: each chunk that was saved against its checksum, and all else to be zero.
+/// Checks a file: with `listed` each chunk that was saved against its checksum (without, that is left to
+/// [`load`]), and all else to be zero.
 ///
 /// # Errors
 /// The file cannot be read, or is not what was saved.
-pub fn verify(table: &MemoryTable, file: &File, path: &Path, read: &AtomicU64) -> Result<(), ContentError> {
+pub fn verify(table: &MemoryTable, file: &File, path: &Path, listed: bool) -> Result<(), ContentError> {
     let size = table.chunk_size;
     let mut work: Vec<(u64, Option<u32>)> =
-        table.chunks.iter().map(|(chunk, digest)| (chunk, Some(digest))).collect();
+        table.chunks.iter().filter(|_| listed).map(|(chunk, digest)| (chunk, Some(digest))).collect();
     // What has no checksum was zero: it costs nothing to look at where it is a hole.
     let scanned = super::touched::data(file, 0, table.size);
     let parts = scanned.map_err(|source| ContentError::File {
@@ -91,7 +92,6 @@ pub fn verify(table: &MemoryTable, file: &File, path: &Path, read: &AtomicU64) -
     let length = usize::try_from(size).unwrap_or(usize::MAX);
     parallel::for_each(&work, CHUNKS_PER_THREAD, length, |(chunk, digest), buffer| {
         fetch(file, path, *chunk, size, buffer)?;
-        read.fetch_add(size, Ordering::Relaxed);
         match digest {
             Some(digest) => compare(path, chunk * size, buffer, *digest)?,
             None if is_zero(buffer) => {}

@@ -1,0 +1,61 @@
+//! Snapshots: a paused machine into a directory, and a directory into a machine.
+//!
+//! The directory and its checksums are `vm-migration`'s; memory's content is [`memory::content`]'s; the
+//! machine saves and builds itself. Here these are put in their order, and the configuration, which may have
+//! been edited meanwhile, is held against the one that was saved.
+//!
+//! [`memory::content`]: crate::memory::content
+
+mod edits;
+mod report;
+mod restore;
+mod save;
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use thiserror::Error;
+
+pub use self::{
+    edits::EditError,
+    report::{RestoreReport, SaveReport},
+    restore::{Opened, Request, RestoreError, Revived, Verify},
+    save::{SaveError, save},
+};
+
+/// How far a snapshot or a restore has come, in bytes of guest memory. Read by whoever wants to know.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes done.
+    pub done: AtomicU64,
+    /// Bytes in all, once that is known.
+    pub total: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes done, and in all.
+    pub fn get(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+}
+
+/// An address of a snapshot that is none.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{url:?} is no snapshot's address: file:// and the path of a directory")]
+pub struct UrlError {
+    /// What was given.
+    pub url: String,
+}
+
+/// The directory that a URL names. Everything behind `file://` is the path, as it is.
+///
+/// # Errors
+/// Another scheme, or no path.
+pub fn directory(url: &str) -> Result<PathBuf, UrlError> {
+    match url.strip_prefix("file://") {
+        Some(path) if !path.is_empty() && !path.contains('\0') => Ok(PathBuf::from(path)),
+        _ => Err(UrlError { url: url.to_owned() }),
+    }
+}

@@ -1,0 +1,76 @@
+//! What a snapshot and a restore say of themselves.
+
+use std::{fmt, path::PathBuf};
+
+use address_manager::CommitReport;
+use serde::Serialize;
+
+use super::Verify;
+use crate::{memory::content::ZoneMode, phases::Phase};
+
+/// What a snapshot came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct SaveReport {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// The checksum over all.
+    pub root: u32,
+    /// Bytes of guest memory that were stored.
+    pub memory_bytes: u64,
+    /// Where the time went.
+    pub phases: Vec<Phase>,
+    /// All of it, in nanoseconds.
+    pub total_ns: u64,
+}
+
+/// What a restore came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    /// Where from.
+    pub directory: PathBuf,
+    /// How the memory of each zone came back.
+    pub memory: Vec<ZoneMode>,
+    /// Bytes of guest memory that were read before the guest could run.
+    pub memory_bytes: u64,
+    /// What was checked.
+    pub verified: Verify,
+    /// Members of the configuration that were edited since the snapshot.
+    pub edited: Vec<String>,
+    /// Where the time went.
+    pub phases: Vec<Phase>,
+    /// From the request until the machine could run, in nanoseconds.
+    pub total_ns: u64,
+    /// The one commit.
+    pub commit: CommitReport,
+}
+
+impl fmt::Display for RestoreReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = |ns: u64| Milliseconds(ns);
+        writeln!(f, "restored {} in {}", self.directory.display(), milliseconds(self.total_ns))?;
+        for Phase { name, start_ns, ns } in &self.phases {
+            writeln!(f, "  {name:<24} {:>12} from {}", milliseconds(*ns), milliseconds(*start_ns))?;
+        }
+        for ZoneMode { zone, mode, why } in &self.memory {
+            write!(f, "  memory zone {zone}: {mode}")?;
+            match why {
+                Some(why) => writeln!(f, " (it {why})")?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f, "  checked: {}", self.verified)?;
+        if !self.edited.is_empty() {
+            writeln!(f, "  edited since the snapshot: {}", self.edited.join(", "))?;
+        }
+        write!(f, "{}", self.commit)
+    }
+}
+
+struct Milliseconds(u64);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03} ms", self.0 / 1_000_000, self.0 / 1_000 % 1_000);
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,231 @@
+//! A directory into a machine: everything is checked before anything is built.
+
+use std::{
+    fmt,
+    fs::File,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use api_client::wire;
+use hypervisor::x86_64::CpuidEntry;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use thiserror::Error;
+use vm_migration::snapshot::{MANIFEST, MEMORY, Snapshot, SnapshotError};
+
+use super::{EditError, Progress, RestoreReport, edits::edits};
+use crate::{
+    config::{ConfigError, VmConfig, wire::IdCounter},
+    layout::Layout,
+    machine::{BuildError, Host, Machine, MachineState, Restored},
+    memory::{
+        BackingError, GuestMemory,
+        content::{self, ContentError, MemoryMode, RestorePlan},
+    },
+    phases::Phases,
+};
+
+/// What of a snapshot is checked against its checksums before the guest runs. The manifest always is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Nothing else.
+    Off,
+    /// The state.
+    State,
+    /// State and memory.
+    Full,
+}
+
+impl fmt::Display for Verify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "the manifest",
+            Self::State => "manifest and state",
+            Self::Full => "manifest, state and memory",
+        })
+    }
+}
+
+impl FromStr for Verify {
+    type Err = ();
+
+    fn from_str(word: &str) -> Result<Self, ()> {
+        match word {
+            "off" => Ok(Self::Off),
+            "state" => Ok(Self::State),
+            "full" => Ok(Self::Full),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What is to be restored, and how.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The snapshot's directory.
+    pub source: PathBuf,
+    /// How memory comes back; the fastest way that each zone can have if not given.
+    pub memory: Option<MemoryMode>,
+    /// What is checked; all of what is read if not given.
+    pub verify: Option<Verify>,
+    /// Whether all memory is populated at once, whatever the configuration says.
+    pub prefault: bool,
+}
+
+/// A machine could not be restored. Nothing is left of it.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The directory holds no snapshot that can be used.
+    #[error("snapshot")]
+    Snapshot(#[from] SnapshotError),
+    /// The configuration was edited where it must not be.
+    #[error("config.json of the snapshot")]
+    Edited(#[from] EditError),
+    /// The configuration cannot be read.
+    #[error("{what} of the snapshot cannot be understood")]
+    Form {
+        /// Which part.
+        what: &'static str,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The configuration cannot be.
+    #[error("configuration")]
+    Config(#[from] ConfigError),
+    /// Memory cannot be had.
+    #[error("guest memory")]
+    Backing(#[from] BackingError),
+    /// The content of memory cannot be had, or is damaged.
+    #[error("guest memory")]
+    Content(#[from] ContentError),
+    /// The machine cannot be built.
+    #[error("machine")]
+    Build(#[from] BuildError),
+}
+
+/// A snapshot that has been read and checked; nothing has been built.
+#[derive(Debug)]
+pub struct Opened {
+    request: Request,
+    phases: Phases,
+    snapshot: Snapshot,
+    edited: Vec<String>,
+    /// The configuration, as clients know it.
+    pub said: wire::VmConfig,
+}
+
+/// A machine that was restored, paused.
+#[derive(Debug)]
+pub struct Revived {
+    /// The machine.
+    pub machine: Machine,
+    /// Its configuration, as clients know it.
+    pub said: wire::VmConfig,
+    /// What that came to.
+    pub config: VmConfig,
+    /// How it went.
+    pub report: RestoreReport,
+}
+
+impl Opened {
+    /// Reads and checks all of a snapshot but its memory.
+    ///
+    /// # Errors
+    /// There is none, it is damaged, or its configuration was edited where that cannot be.
+    pub fn open(request: Request) -> Result<Self, RestoreError> {
+        let mut phases = Phases::begin();
+        let verify = request.verify != Some(Verify::Off);
+        let snapshot = phases.time("read state", || Snapshot::open(&request.source, verify))?;
+        let (said, edited) = phases.time("configuration", || configuration(&snapshot))?;
+        Ok(Self { request, phases, snapshot, edited, said })
+    }
+
+    /// Builds the machine. What `said` was changed to in the meantime counts.
+    ///
+    /// # Errors
+    /// See [`RestoreError`]; nothing is left of what was opened and made.
+    pub fn revive(
+        self,
+        host: &Host,
+        ids: &mut IdCounter,
+        progress: &Progress,
+    ) -> Result<Revived, RestoreError> {
+        let Self { request, mut phases, snapshot, edited, mut said } = self;
+        let mut config = VmConfig::from_wire(&mut said, ids)?;
+        for zone in &mut config.memory {
+            zone.prefault = request.prefault;
+        }
+        let manifest = &snapshot.manifest;
+        let layout: Layout = read("the layout", &manifest.layout)?;
+        let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
+        let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
+        let file = Arc::new(snapshot.open_memory()?);
+        let memory =
+            phases.time("memory", || bring_back(&request, &config, &plan, &snapshot, &file, progress))?;
+        let (memory, verified) = memory;
+        let memory_bytes = progress.done.load(Ordering::Relaxed);
+        let directory = request.source;
+        let state = MachineState::new(snapshot.into_sections());
+        let restored = Restored { layout, memory, state, cpu };
+        let machine = Machine::restore(&config, host, restored, &mut phases)?;
+        let report = RestoreReport {
+            directory,
+            memory: plan.zones,
+            memory_bytes,
+            verified,
+            edited,
+            total_ns: phases.total_ns(),
+            phases: phases.done().to_vec(),
+            commit: machine.report().clone(),
+        };
+        Ok(Revived { machine, said, config, report })
+    }
+}
+
+/// Maps memory, and reads and checks as much of it as is to be read and checked now.
+fn bring_back(
+    request: &Request,
+    config: &VmConfig,
+    plan: &RestorePlan,
+    snapshot: &Snapshot,
+    file: &Arc<File>,
+    progress: &Progress,
+) -> Result<(GuestMemory, Verify), RestoreError> {
+    let table = &snapshot.manifest.memory;
+    let path = request.source.join(MEMORY);
+    let copied = |zone: &str| plan.mode(zone) == Some(MemoryMode::Copy);
+    let all_copied = plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy);
+    let default = if all_copied { Verify::Full } else { Verify::State };
+    let verify = request.verify.unwrap_or(default);
+    progress.total.store(table.chunks.count().saturating_mul(table.chunk_size), Ordering::Relaxed);
+    if verify == Verify::Full {
+        // What is copied is checked on its way.
+        content::verify(table, file, &path, !all_copied)?;
+    }
+    let memory = GuestMemory::map_restored(&config.memory, plan, table, file)?;
+    let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
+    content::load(&to_copy, table, file, &path, verify != Verify::Off, &progress.done)?;
+    Ok((memory, verify))
+}
+
+/// The configuration now, and what was edited of it.
+fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), RestoreError> {
+    let form = |source| RestoreError::Form { what: "config.json", source };
+    let said: wire::VmConfig = serde_json::from_str(&snapshot.config).map_err(form)?;
+    let saved: wire::VmConfig = read("the configuration in manifest.json", &snapshot.manifest.config)?;
+    if said == saved {
+        return Ok((said, Vec::new()));
+    }
+    let value = |config: &wire::VmConfig| serde_json::to_value(config).map_err(form);
+    let edited = edits(&value(&saved)?, &value(&said)?)?;
+    log::info!("{MANIFEST}: edited since the snapshot: {}", edited.join(", "));
+    Ok((said, edited))
+}
+
+fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
+    serde_json::from_str(text.get()).map_err(|source| RestoreError::Form { what, source })
+}
