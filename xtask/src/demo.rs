@@ -70,7 +70,7 @@ fn monitor(workspace: &Workspace, serial: &Path) -> Invocation {
         .words("--kernel target/release/test-guest")
         .arg("--cmdline")
         .arg(format!("orders={}", orders.join(";")))
-        .words("--cpus boot=2 --memory size=256M")
+        .words("--cpus boot=2 --memory size=256M --console off")
         .arg("--serial")
         .arg(format!("file={}", serial.display()))
         .words("--debug-exit")

@@ -1,315 +1,259 @@
-//! The command line: what can be said, and what it comes to.
+//! The command line: what can be said, and what it says.
 //!
-//! clap reads the flags; each option's `key=value` text is read by [`grammar`]; the result is a
-//! `VmConfig` of `vmm`. Names, defaults and the grammar are an interface that clients depend on.
+//! [`table`] lists the options, clap tells them apart, [`grammar`] and [`values`] read their `key=value` texts, and
+//! each option's module makes a wire type of `api_client` of it: the same that a request over the API would bring.
+//! What that comes to is `vmm::config`'s business. Names, defaults and the grammar are an interface that clients
+//! depend on.
 
-#![expect(
-    rustdoc::broken_intra_doc_links,
-    reason = "the comments of options are help texts: brackets are lists"
-)]
+mod config_file;
+mod console;
+mod cpus;
+mod descriptor;
+mod device;
+mod disk;
+pub mod endpoint;
+pub mod grammar;
+mod memory;
+mod net;
+mod passthrough;
+mod place;
+mod platform;
+pub mod restore;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod values;
+mod vm;
 
-mod grammar;
-
-use std::{collections::BTreeMap, path::PathBuf};
-
-use arch::x86_64::{
-    feature::{FeatureSet, UnknownFeature},
-    topology::{Topology, TopologyError},
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
 };
-use clap::Parser;
+
+use api_client::wire;
+use clap::{ArgMatches, error::ErrorKind};
+use clap_complete::Shell;
 use thiserror::Error;
-use vmm::config::{
-    ConsoleConfig, ConsoleTarget, CpusConfig, DeviceConfig, MemoryZoneConfig, Payload, PciPlace,
-    PlatformConfig, VmConfig,
-};
 
-use self::grammar::{GrammarError, Pairs};
-
-/// Cumulet: a virtual machine monitor that brings saved and migrating VMs back to life.
-#[derive(Debug, Parser)]
-#[command(name = "cumulet", disable_version_flag = true, arg_required_else_help = true)]
-pub struct Options {
-    /// Kernel to boot: an ELF file with a PVH entry, or a bzImage.
-    #[arg(long, value_name = "PATH", help_heading = "Payload")]
-    kernel: Option<PathBuf>,
-
-    /// Firmware to boot.
-    #[arg(long, value_name = "PATH", help_heading = "Payload", conflicts_with = "kernel")]
-    firmware: Option<PathBuf>,
-
-    /// Initial file system for the kernel.
-    #[arg(long, value_name = "PATH", help_heading = "Payload")]
-    initramfs: Option<PathBuf>,
-
-    /// Command line for the kernel.
-    #[arg(long, value_name = "TEXT", help_heading = "Payload")]
-    cmdline: Option<String>,
-
-    /// Processors: boot=1,max=BOOT,topology=THREADS:CORES:DIES:PACKAGES,affinity=[VCPU@[CPUS]],
-    /// nested=on,max_phys_bits=46,features=[amx],hide=[FEATURE,...]
-    #[arg(long, value_name = "KEYS", help_heading = "Machine")]
-    cpus: Option<String>,
-
-    /// Memory: size=512M,shared=off,hugepages=off,hugepage_size=SIZE,mergeable=off,prefault=off,
-    /// reserve=off,thp=on
-    #[arg(long, value_name = "KEYS", help_heading = "Machine")]
-    memory: Option<String>,
-
-    /// Serial port: off, null, tty, pty, file=PATH or socket=PATH
-    #[arg(long, value_name = "TARGET", help_heading = "Machine", default_value = "null")]
-    serial: String,
-
-    /// Virtio console: off, null, tty, pty, file=PATH or socket=PATH
-    #[arg(long, value_name = "TARGET", help_heading = "Machine", default_value = "off")]
-    console: String,
-
-    /// A port at which the guest ends the VM: what it writes becomes the exit code.
-    #[arg(long, value_name = "0xPORT", help_heading = "Machine")]
-    debug_exit: Option<String>,
-
-    /// Hypervisor to use, kvm or mshv; the first that is there if not given.
-    #[arg(long, value_name = "NAME", help_heading = "Program")]
-    hypervisor: Option<hypervisor::HypervisorKind>,
-
-    /// Print how the machine was wired, for each machine that is built.
-    #[arg(long, help_heading = "Program")]
-    report: bool,
-
-    /// More of the log: once info, twice debug, three times everything.
-    #[arg(short, action = clap::ArgAction::Count, help_heading = "Program")]
-    verbose: u8,
-
-    /// Print the version.
-    #[arg(short = 'V', long, help_heading = "Program")]
-    version: bool,
-}
+use self::{endpoint::Endpoint, grammar::GrammarError, restore::Restore};
+use crate::program::Program;
 
 /// An option that says something that cannot be.
 #[derive(Debug, Error)]
 pub enum OptionError {
-    /// It does not parse.
+    /// Its text does not read.
     #[error("--{option}")]
     Grammar {
         /// Which option.
         option: &'static str,
-        /// What is wrong.
+        /// What is wrong, by key.
         #[source]
         source: GrammarError,
     },
-    /// An unknown feature is to be hidden.
-    #[error("--cpus hide")]
-    Feature(#[from] UnknownFeature),
-    /// A topology that cannot be.
-    #[error("--cpus topology")]
-    Topology(#[from] TopologyError),
-    /// A value that is none of those there are.
-    #[error("--{option} {value}: {expected} is expected")]
-    Value {
-        /// Which option.
-        option: &'static str,
-        /// Its value.
-        value: String,
-        /// What it could be.
-        expected: &'static str,
+    /// The file of a configuration cannot be read.
+    #[error("--config {}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
-    /// Neither kernel nor firmware.
-    #[error("nothing to boot: --kernel or --firmware is needed")]
-    NoPayload,
+    /// It can, and is no configuration.
+    #[error("--config {}", .path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where it is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It is no configuration of any use.
+    #[error("--config {}: more than {limit} bytes", .path.display())]
+    Large {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes there may be.
+        limit: u64,
+    },
+}
+
+/// What `--seccomp` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// The process ends.
+    Trap,
+    /// Nothing.
+    Off,
+    /// The kernel logs it.
+    Log,
+    /// The call fails.
+    Errno,
+}
+
+/// What was said on the command line.
+#[derive(Debug)]
+pub struct Options {
+    matches: ArgMatches,
 }
 
 impl Options {
-    /// Whether only the version is asked for.
-    pub fn version(&self) -> bool {
-        self.version
+    /// Reads the command line of a program, its name first.
+    ///
+    /// # Errors
+    /// A usage error, or the help: clap prints it and knows the exit code.
+    pub fn parse(
+        program: Program,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = table::command(program.name());
+        let options = Self { matches: command.try_get_matches_from_mut(arguments)? };
+        let asked = ["version", "completions", "kernel", "firmware", "config", "restore", "api-socket"];
+        if !asked.into_iter().any(|name| options.given(name)) {
+            let what = "nothing to do: --kernel, --firmware, --config, --restore or --api-socket is needed";
+            return Err(command.error(ErrorKind::MissingRequiredArgument, what));
+        }
+        Ok(options)
     }
 
-    /// How much is logged.
-    pub fn log_level(&self) -> log::LevelFilter {
-        match self.verbose {
-            0 => log::LevelFilter::Warn,
-            1 => log::LevelFilter::Info,
-            2 => log::LevelFilter::Debug,
-            _ => log::LevelFilter::Trace,
-        }
+    /// Whether only the version is asked for.
+    pub fn version(&self) -> bool {
+        self.flag("version")
+    }
+
+    /// The shell whose completions are asked for, and nothing else.
+    pub fn completions(&self) -> Option<Shell> {
+        self.text("completions").and_then(|name| name.parse().ok())
+    }
+
+    /// How often more of the log was asked for.
+    pub fn verbosity(&self) -> u8 {
+        self.matches.get_count("verbose")
+    }
+
+    /// Where the log goes; standard error if not given.
+    pub fn log_file(&self) -> Option<&Path> {
+        self.path("log-file")
+    }
+
+    /// What a line of the log looks like.
+    pub fn log_format(&self) -> Option<&str> {
+        self.text("log-format")
     }
 
     /// Which hypervisor to use.
     pub fn hypervisor(&self) -> Option<hypervisor::HypervisorKind> {
-        self.hypervisor
+        self.matches.get_one("hypervisor").copied()
     }
 
     /// Whether the wiring of each machine is printed.
     pub fn report(&self) -> bool {
-        self.report
+        self.flag("report")
     }
 
-    /// The machine that is asked for.
-    ///
-    /// # Errors
-    /// An option cannot be; the error names it and the key.
-    pub fn config(&self) -> Result<VmConfig, OptionError> {
-        Ok(VmConfig {
-            cpus: cpus(self.cpus.as_deref().unwrap_or(""))?,
-            memory: vec![memory(self.memory.as_deref().unwrap_or(""))?],
-            payload: Some(self.payload()?),
-            devices: self.devices()?,
-            rate_limit_groups: Vec::new(),
-            hotplug_method: vmm::config::HotplugMethod::default(),
-            segment_weights: vec![vmm::config::SegmentWeights::default()],
-            numa: Vec::new(),
-            serial: console("serial", &self.serial)?,
-            debug_exit: self.debug_exit.as_deref().map(port).transpose()?,
-            pci_segments: 1,
-            pvpanic: false,
-            platform: PlatformConfig::default(),
+    /// Whether the process stays when the guest powers off.
+    pub fn no_shutdown(&self) -> bool {
+        self.flag("no-shutdown")
+    }
+
+    /// What to do at system calls that no thread should make, if anything was said about it.
+    pub fn seccomp(&self) -> Option<Seccomp> {
+        self.text("seccomp").map(|mode| match mode {
+            "false" => Seccomp::Off,
+            "log" => Seccomp::Log,
+            "errno" => Seccomp::Errno,
+            _ => Seccomp::Trap,
         })
     }
 
-    fn devices(&self) -> Result<Vec<DeviceConfig>, OptionError> {
-        let mut devices = Vec::new();
-        match console("console", &self.console)? {
-            ConsoleTarget::Off => {}
-            target => {
-                let (id, place) = ("__console".into(), PciPlace::default());
-                devices.push(DeviceConfig::Console(ConsoleConfig { id, place, target }));
-            }
+    /// Whether the process shall confine itself.
+    pub fn landlock(&self) -> bool {
+        self.flag("landlock")
+    }
+
+    /// Whether rules for a confined process are given.
+    pub fn landlock_rules(&self) -> bool {
+        self.given("landlock-rules")
+    }
+
+    /// Where the API is served.
+    ///
+    /// # Errors
+    /// The option does not read.
+    pub fn api_socket(&self) -> Result<Option<Endpoint>, OptionError> {
+        self.one("api-socket", endpoint::api_socket)
+    }
+
+    /// Where events are told.
+    ///
+    /// # Errors
+    /// The option does not read.
+    pub fn event_monitor(&self) -> Result<Option<Endpoint>, OptionError> {
+        self.one("event-monitor", endpoint::event_monitor)
+    }
+
+    /// The saved VM that is to be brought back, whether or not there is another to boot.
+    ///
+    /// # Errors
+    /// The option does not read, or names a descriptor that is not open.
+    pub fn restore(&self) -> Result<Option<Restore>, OptionError> {
+        self.one("restore", restore::parse)
+    }
+
+    /// Whether there is a VM to create and boot.
+    pub fn boots(&self) -> bool {
+        ["kernel", "firmware", "config"].into_iter().any(|name| self.given(name))
+    }
+
+    /// The VM that is described, as a request over the API would describe it; `None` if none is. Each call
+    /// duplicates the descriptors that devices were handed.
+    ///
+    /// # Errors
+    /// An option cannot be; the error names it and the key.
+    pub fn vm(&self) -> Result<Option<wire::VmConfig>, OptionError> {
+        if !self.boots() {
+            return Ok(None);
         }
-        Ok(devices)
-    }
-
-    fn payload(&self) -> Result<Payload, OptionError> {
-        match (&self.kernel, &self.firmware) {
-            (Some(kernel), _) => Ok(Payload::Kernel {
-                kernel: kernel.clone(),
-                initramfs: self.initramfs.clone(),
-                cmdline: self.cmdline.clone().unwrap_or_default(),
-            }),
-            (None, Some(firmware)) => Ok(Payload::Firmware { firmware: firmware.clone() }),
-            (None, None) => Err(OptionError::NoPayload),
+        match self.path("config") {
+            Some(path) => config_file::read(path).map(Some),
+            None => vm::said(self).map(Some),
         }
     }
-}
 
-fn within(option: &'static str) -> impl Fn(GrammarError) -> OptionError {
-    move |source| OptionError::Grammar { option, source }
-}
-
-fn cpus(text: &str) -> Result<CpusConfig, OptionError> {
-    const KEYS: [&str; 8] =
-        ["boot", "max", "topology", "affinity", "nested", "max_phys_bits", "features", "hide"];
-    let wrong = within("cpus");
-    let pairs = Pairs::parse(text, &KEYS).map_err(&wrong)?;
-    let boot: u32 = pairs.value("boot").map_err(&wrong)?.unwrap_or(1);
-    let max: u32 = pairs.value("max").map_err(&wrong)?.unwrap_or(boot);
-    let topology = match pairs.get("topology") {
-        None => Topology::flat(max.max(1))?,
-        Some(text) => topology(text)?,
-    };
-    let features = pairs.words("features");
-    if let Some(other) = features.iter().find(|feature| **feature != "amx") {
-        let (value, expected) = ((*other).to_owned(), "amx");
-        return Err(OptionError::Value { option: "cpus features", value, expected });
+    fn given(&self, name: &str) -> bool {
+        self.matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine)
     }
-    Ok(CpusConfig {
-        boot,
-        max,
-        topology,
-        hide: FeatureSet::parse(pairs.words("hide"))?,
-        nested: pairs.toggle("nested", true).map_err(&wrong)?,
-        amx: features.contains(&"amx"),
-        max_phys_bits: pairs.value("max_phys_bits").map_err(&wrong)?.unwrap_or(46),
-        affinity: affinity(pairs.get("affinity").unwrap_or(""))?.into_iter().collect(),
-        core_scheduling: vmm::config::CoreScheduling::default(),
-    })
-}
 
-fn topology(text: &str) -> Result<Topology, OptionError> {
-    let bad = || OptionError::Value {
-        option: "cpus topology",
-        value: text.to_owned(),
-        expected: "THREADS:CORES:DIES:PACKAGES",
-    };
-    let parts: Vec<u16> = text.split(':').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
-    let [threads, cores, dies, packages] = parts[..] else { return Err(bad()) };
-    Ok(Topology::new(threads, cores, dies, packages)?)
-}
-
-/// `[0@[1,2],1@[3-5]]`: host CPUs of each vCPU.
-fn affinity(text: &str) -> Result<BTreeMap<u32, Vec<usize>>, OptionError> {
-    let bad = || OptionError::Value {
-        option: "cpus affinity",
-        value: text.to_owned(),
-        expected: "[VCPU@[CPU,FIRST-LAST,...],...]",
-    };
-    let mut map = BTreeMap::new();
-    if text.is_empty() {
-        return Ok(map);
+    fn flag(&self, name: &str) -> bool {
+        self.matches.get_flag(name)
     }
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).ok_or_else(bad)?;
-    for entry in grammar::split_list(inner) {
-        let (vcpu, cpus) = entry.split_once('@').ok_or_else(bad)?;
-        let cpus = grammar::integers(cpus).map_err(|_| bad())?;
-        map.insert(vcpu.trim().parse().map_err(|_| bad())?, cpus);
-    }
-    Ok(map)
-}
 
-fn memory(text: &str) -> Result<MemoryZoneConfig, OptionError> {
-    const KEYS: [&str; 8] =
-        ["size", "shared", "hugepages", "hugepage_size", "mergeable", "prefault", "reserve", "thp"];
-    const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
-    let wrong = within("memory");
-    let pairs = Pairs::parse(text, &KEYS).map_err(&wrong)?;
-    let hugepages = pairs.toggle("hugepages", false).map_err(&wrong)?;
-    let page = pairs.size("hugepage_size").map_err(&wrong)?;
-    if page.is_some() && !hugepages {
-        return Err(OptionError::Value {
-            option: "memory",
-            value: text.to_owned(),
-            expected: "hugepages=on with hugepage_size",
-        });
+    fn text(&self, name: &str) -> Option<&str> {
+        self.matches.get_one::<String>(name).map(String::as_str)
     }
-    Ok(MemoryZoneConfig {
-        id: "mem0".into(),
-        size: pairs.size("size").map_err(&wrong)?.unwrap_or(512 << 20),
-        file: None,
-        shared: pairs.toggle("shared", false).map_err(&wrong)?,
-        hugepage_size: hugepages.then(|| page.unwrap_or(DEFAULT_HUGE_PAGE)),
-        host_numa_node: None,
-        prefault: pairs.toggle("prefault", false).map_err(&wrong)?,
-        reserve: pairs.toggle("reserve", false).map_err(&wrong)?,
-        mergeable: pairs.toggle("mergeable", false).map_err(&wrong)?,
-        thp: pairs.toggle("thp", true).map_err(&wrong)?,
-        hotplug_size: 0,
-    })
-}
 
-fn console(option: &'static str, text: &str) -> Result<ConsoleTarget, OptionError> {
-    match text.split_once('=') {
-        None => match text {
-            "off" => Ok(ConsoleTarget::Off),
-            "null" => Ok(ConsoleTarget::Null),
-            "tty" => Ok(ConsoleTarget::Tty),
-            "pty" => Ok(ConsoleTarget::Pty),
-            _ => Err(text),
-        },
-        Some(("file", path)) if !path.is_empty() => Ok(ConsoleTarget::File(path.into())),
-        Some(("socket", path)) if !path.is_empty() => Ok(ConsoleTarget::Socket(path.into())),
-        Some(_) => Err(text),
+    fn path(&self, name: &str) -> Option<&Path> {
+        self.matches.get_one::<PathBuf>(name).map(PathBuf::as_path)
     }
-    .map_err(|text| OptionError::Value {
-        option,
-        value: text.to_owned(),
-        expected: "off, null, tty, pty, file=PATH or socket=PATH",
-    })
-}
 
-fn port(text: &str) -> Result<u16, OptionError> {
-    let digits = text.strip_prefix("0x");
-    let port = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok());
-    port.ok_or_else(|| OptionError::Value {
-        option: "debug-exit",
-        value: text.to_owned(),
-        expected: "a port number like 0x501",
-    })
+    /// An option that may be there once.
+    fn one<T>(
+        &self,
+        option: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, GrammarError>,
+    ) -> Result<Option<T>, OptionError> {
+        self.text(option).map(parse).transpose().map_err(|source| OptionError::Grammar { option, source })
+    }
+
+    /// An option that may be there several times; `None` if it is not.
+    fn several<T>(
+        &self,
+        option: &'static str,
+        parse: impl FnMut(&str) -> Result<T, GrammarError>,
+    ) -> Result<Option<Vec<T>>, OptionError> {
+        let Some(texts) = self.matches.get_many::<String>(option) else { return Ok(None) };
+        let parsed: Result<Vec<T>, GrammarError> = texts.map(String::as_str).map(parse).collect();
+        parsed.map(Some).map_err(|source| OptionError::Grammar { option, source })
+    }
 }

@@ -1,0 +1,139 @@
+//! `--restore`.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use api_client::wire::{MemoryRestoreMode, RestoreConfig, RestoredNetConfig, RestoredVfioConfig, ZoneUpdate};
+
+use super::{
+    descriptor,
+    grammar::{GrammarError, Keys, Pairs},
+};
+
+/// Its keys.
+pub const KEYS: Keys = &[&[
+    "source_url=file://DIRECTORY",
+    "prefault=off",
+    "memory_restore_mode=copy",
+    "net_fds=[ID@[FD,...],...]",
+    "vfio_fds=[ID@FD,...]",
+    "iommufd_fd=FD",
+    "resume=off",
+    "zone_updates=[ZONE@NODE,...]",
+]];
+
+const MODES: [(&str, MemoryRestoreMode); 2] =
+    [("copy", MemoryRestoreMode::Copy), ("ondemand", MemoryRestoreMode::OnDemand)];
+
+/// A restore, as a request over the API would be: what is asked for, and the descriptors that come along.
+#[derive(Clone, Debug)]
+pub struct Restore {
+    /// What is asked for.
+    pub config: RestoreConfig,
+    /// All taps in the order of `net_fds`, then one for each of `vfio_fds`, then the iommufd.
+    pub descriptors: Vec<Arc<OwnedFd>>,
+}
+
+/// Reads it. Descriptors that were handed over are duplicated.
+///
+/// # Errors
+/// A key or value that is none, no source, or a descriptor that is not open.
+pub fn parse(text: &str) -> Result<Restore, GrammarError> {
+    let pairs = Pairs::parse(text, KEYS)?;
+    let source_url = pairs.required("source_url")?;
+    if source_url.strip_prefix("file://").is_none_or(str::is_empty) {
+        return Err(GrammarError::value("source_url", format!("{source_url:?} is not file://DIRECTORY")));
+    }
+    let mut descriptors = Vec::new();
+    let mut nets = Vec::new();
+    for (id, fds) in pairs.tuples("net_fds")?.unwrap_or_default() {
+        nets.push(RestoredNetConfig { id, num_fds: fds.len() });
+        for fd in fds {
+            let fd =
+                i32::try_from(fd).map_err(|_| GrammarError::value("net_fds", format!("there is no {fd}")))?;
+            descriptors.push(descriptor::inherited("net_fds", fd)?);
+        }
+    }
+    let mut vfios = Vec::new();
+    for (id, fd) in pairs.single_tuples("vfio_fds")?.unwrap_or_default() {
+        vfios.push(RestoredVfioConfig { id });
+        descriptors.push(descriptor::inherited("vfio_fds", fd)?);
+    }
+    let iommufd = pairs.number("iommufd_fd")?;
+    if iommufd.is_some() == vfios.is_empty() {
+        return Err(GrammarError::Whole("vfio_fds and iommufd_fd need each other".into()));
+    }
+    if let Some(fd) = iommufd {
+        descriptors.push(descriptor::inherited("iommufd_fd", fd)?);
+    }
+    let moved = pairs.single_tuples("zone_updates")?.unwrap_or_default();
+    let config = RestoreConfig {
+        source_url,
+        prefault: pairs.toggle("prefault")?.unwrap_or(false),
+        memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?.unwrap_or_default(),
+        net_fds: (!nets.is_empty()).then_some(nets),
+        vfio_fds: (!vfios.is_empty()).then_some(vfios),
+        resume: pairs.toggle("resume")?.unwrap_or(false),
+        zone_updates: moved
+            .into_iter()
+            .map(|(id, host_numa_node)| ZoneUpdate { id, host_numa_node })
+            .collect(),
+    };
+    Ok(Restore { config, descriptors })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsRawFd};
+
+    use super::*;
+
+    #[test]
+    fn every_key_arrives() {
+        let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
+        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
+        let restore = parse(&format!(
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,net_fds=[n0@[{a},{b}],n1@{c}],\
+             vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1]"
+        ))
+        .unwrap();
+        let expected = RestoreConfig {
+            source_url: "file:///snapshot".into(),
+            prefault: true,
+            memory_restore_mode: MemoryRestoreMode::OnDemand,
+            net_fds: Some(vec![
+                RestoredNetConfig { id: "n0".into(), num_fds: 2 },
+                RestoredNetConfig { id: "n1".into(), num_fds: 1 },
+            ]),
+            vfio_fds: Some(vec![RestoredVfioConfig { id: "v0".into() }]),
+            resume: true,
+            zone_updates: vec![ZoneUpdate { id: "z0".into(), host_numa_node: 1 }],
+        };
+        assert_eq!(restore.config, expected);
+        assert_eq!(restore.descriptors.len(), 5);
+    }
+
+    #[test]
+    fn the_source_is_enough() {
+        let restore = parse("source_url=file:///snapshot").unwrap();
+        let expected = RestoreConfig { source_url: "file:///snapshot".into(), ..RestoreConfig::default() };
+        assert_eq!(restore.config, expected);
+        assert!(restore.descriptors.is_empty());
+    }
+
+    #[test]
+    fn wrong_values_are_refused_by_key() {
+        for (text, said) in [
+            ("", "source_url: is missing, and has no default"),
+            ("source_url=/snapshot", r#"source_url: "/snapshot" is not file://DIRECTORY"#),
+            ("source_url=file://", r#"source_url: "file://" is not file://DIRECTORY"#),
+            (
+                "source_url=file:///s,memory_restore_mode=lazy",
+                r#"memory_restore_mode: "lazy" is not one of copy, ondemand"#,
+            ),
+            ("source_url=file:///s,net_fds=[n@1]", "net_fds: 1 is one of the standard descriptors"),
+            ("source_url=file:///s,iommufd_fd=3", "vfio_fds and iommufd_fd need each other"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), said, "{text}");
+        }
+    }
+}

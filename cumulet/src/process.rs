@@ -1,0 +1,12 @@
+//! What the process inherits, and what of it is set right at the start.
+#![expect(unsafe_code, reason = "the disposition of a signal is set by the C library")]
+
+use rustix::fs::Mode;
+
+/// Files that are made are for the owner only, and children that end leave nothing behind.
+pub fn prepare() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    // SAFETY: no handler is installed that could run: SIG_IGN only tells the kernel to drop the signal. It cannot fail
+    // for a signal that exists.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
