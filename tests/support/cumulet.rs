@@ -4,10 +4,11 @@ use std::{
     env,
     ffi::OsStr,
     fs::File,
-    io::Read,
+    io::{Read, Write},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -57,6 +58,45 @@ pub fn refusal<A: AsRef<OsStr>>(arguments: &[A]) -> (Option<i32>, String) {
         .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"));
     let (status, said) = end(child);
     (status.code(), said)
+}
+
+/// What the program did without a guest to talk to.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// What it said on standard output.
+    pub stdout: String,
+    /// What it said on standard error.
+    pub stderr: String,
+}
+
+/// Runs the program to its end, by a name of its own, and with `input` on standard input.
+///
+/// # Panics
+///
+/// If it cannot be started, or does not end within a minute.
+pub fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], input: &str) -> Ran {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{} cannot be started: {error}", program.display()));
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // Fails if the program ends without having read it, which is its right.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let mut output = child.stdout.take().expect("it is piped");
+    // On a thread of its own: a full pipe would keep the program from ending.
+    let reader = thread::spawn(move || {
+        let mut stdout = String::new();
+        output.read_to_string(&mut stdout).map(|_| stdout)
+    });
+    let (status, stderr) = end(child);
+    let stdout = reader.join().expect("the reader does not panic").expect("what it says is text");
+    Ran { code: status.code(), stdout, stderr }
 }
 
 /// How long a VM may take to end before a test fails.
