@@ -14,7 +14,8 @@ use crate::{
 pub enum IrqchipMode {
     /// Local APICs, IOAPIC and PIC in the kernel.
     Kernel,
-    /// Local APICs in the kernel; IOAPIC and PIC, if any, in this process.
+    /// Local APICs in the kernel; IOAPIC and PIC, if any, in this process. Where the hypervisor has x2APIC ids
+    /// ([`Capabilities::x2apic_ids`]), bits 11 to 5 of a message's address are bits 14 to 8 of its destination.
     Split,
 }
 

@@ -121,7 +121,7 @@ impl Vm for KvmVm {
             return Err(HypervisorError::Missing { what: "interrupts by message (KVM_CAP_SIGNAL_MSI)" });
         }
         self.need_irqchip()?;
-        let (address_lo, address_hi) = msi_address(message.address);
+        let (address_lo, address_hi) = self.shared.msi_address(message.address);
         let request = kvm_msi { address_lo, address_hi, data: message.data, ..kvm_msi::default() };
         // A result of 0 says that the guest has masked the interrupt, and KVM's -1 for "no such
         // destination" arrives as EPERM. Both are of the guest's making: as on hardware, it is lost.
@@ -194,12 +194,34 @@ impl Vm for KvmVm {
     }
 }
 
-/// A message's address in KVM's halves.
-///
-/// With 32-bit x2APIC ids the high half holds the upper 24 bits of the destination, and KVM refuses
-/// what has a bit below them, a whole routing table for one entry. A guest may write anything into
-/// its MSI-X tables, so these bits are dropped, as KVM itself drops the half where ids have 8 bits.
-pub(super) fn msi_address(address: u64) -> (u32, u32) {
-    let [a, b, c, d, _, f, g, h] = address.to_le_bytes();
-    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([0, f, g, h]))
+impl VmShared {
+    /// A message's address in KVM's halves.
+    ///
+    /// With 32-bit x2APIC ids the high half holds the upper 24 bits of the destination, and KVM refuses
+    /// what has a bit below them, a whole routing table for one entry. A guest may write anything into
+    /// its MSI-X tables, so these bits are dropped, as KVM itself drops the half where ids have 8 bits.
+    pub(super) fn msi_address(&self, address: u64) -> (u32, u32) {
+        let extended = self.host.capabilities.x2apic_ids && self.irqchip.get() == Some(&IrqchipMode::Split);
+        let [a, b, c, d, _, f, g, h] = if extended { widen(address) } else { address }.to_le_bytes();
+        (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([0, f, g, h]))
+    }
+}
+
+/// Moves bits 14 to 8 of the destination from where the guest has them (bits 11 to 5, if KVM_FEATURE_MSI_EXT_DEST_ID
+/// was announced to it) to where KVM has them.
+fn widen(address: u64) -> u64 {
+    const EXTENDED: u64 = 0x7f << 5;
+    address & !EXTENDED | (address & EXTENDED) << 35
+}
+
+#[cfg(test)]
+mod tests {
+    use super::widen;
+
+    #[test]
+    fn extended_destinations_move_to_the_high_half() {
+        assert_eq!(widen(0xfee3_4000), 0xfee3_4000);
+        assert_eq!(widen(0xfee3_4004 | 0x12 << 5), 0x1200_fee3_4004);
+        assert_eq!(widen(0x100_fee0_0fe0), 0x7f00_fee0_0000);
+    }
 }

@@ -15,7 +15,7 @@ use kvm_bindings::{
 
 use super::{
     call, invalid, ioctl,
-    vm::{KvmVm, msi_address},
+    vm::{KvmVm, VmShared},
 };
 use crate::{
     DoorbellSpec, HypervisorError, IrqchipMode, Irqfd, MemorySlot, Route, RouteTarget, SlotFlags, WiringOps,
@@ -109,7 +109,7 @@ impl WiringOps for KvmVm {
         for route in routes {
             self.check_gsi(route.gsi)?;
         }
-        let entries: Vec<_> = routes.iter().map(entry).collect();
+        let entries: Vec<_> = routes.iter().map(|route| entry(&self.shared, route)).collect();
         let refuse = || invalid("routing table", format!("{} entries are too many", routes.len()));
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| refuse())?;
         self.shared
@@ -151,10 +151,10 @@ fn region(slot: &MemorySlot, size: u64, flags: u32) -> kvm_userspace_memory_regi
     }
 }
 
-fn entry(route: &Route) -> kvm_irq_routing_entry {
+fn entry(vm: &VmShared, route: &Route) -> kvm_irq_routing_entry {
     let (type_, u) = match route.target {
         RouteTarget::Msi(message) => {
-            let (address_lo, address_hi) = msi_address(message.address);
+            let (address_lo, address_hi) = vm.msi_address(message.address);
             let msi =
                 kvm_irq_routing_msi { address_lo, address_hi, data: message.data, ..Default::default() };
             (KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry__bindgen_ty_1 { msi })
