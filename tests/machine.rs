@@ -45,6 +45,20 @@ fn every_processor_runs() {
 }
 
 #[test]
+fn processors_beyond_eight_bits_of_apic_id_run() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    // 9 cores of a die and 9 dies take 256 ids for 81 processors.
+    let mut vm = Vm::boot("", &["--cpus", "boot=83,max=162,topology=1:9:9:2", "--memory", "size=128M"]);
+    assert_eq!(vm.console.ready().cpus, 83);
+    let ids = vm.console.ok("cpus");
+    assert!(ids.contains("256") && ids.contains("257"), "{ids}");
+    vm.console.send("exit 0");
+    assert_eq!(vm.exit_code(), 0);
+}
+
+#[test]
 fn memory_can_be_shared_and_reach_beyond_the_hole() {
     if !cumulet::kvm_is_usable() {
         return;

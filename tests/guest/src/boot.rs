@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicU64;
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
 /// Processors that the tables of `boot.s` have room for.
-pub const MAX_CPUS: usize = 65;
+pub const MAX_CPUS: usize = 97;
 
 /// A 16-byte gate of the interrupt descriptor table (Intel SDM volume 3, section 7.14.1).
 pub type Gate = [AtomicU64; 2];

@@ -10,7 +10,7 @@
 .set USER_DATA, 0x1b
 .set USER_CODE, 0x23
 .set TSS0, 0x30
-.set MAX_CPUS, 65
+.set MAX_CPUS, 97
 .set RING0_STACK, 1024
 .set IOPL3, 0x3002
 .set IF_BIT, 0x200

@@ -119,6 +119,16 @@ pub struct DeviceLayout {
     pub queue_sizes: Vec<u16>,
 }
 
+impl Layout {
+    /// Whether interrupts have destinations that eight bits cannot name.
+    pub fn has_wide_apic_ids(&self) -> bool {
+        self.vcpus.iter().any(|vcpu| vcpu.apic_id > MAX_NARROW_APIC_ID)
+    }
+}
+
+/// Greatest APIC id of eight bits; 255 is all of them.
+const MAX_NARROW_APIC_ID: u32 = 254;
+
 /// Size of a virtio device's register BAR, by its number of queues.
 fn bar_size(queues: usize) -> u64 {
     BarLayout::new(u16::try_from(queues).unwrap_or(u16::MAX)).spec().size

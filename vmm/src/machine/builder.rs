@@ -14,7 +14,7 @@ use devices::{
     SharedDevice,
     pci::{HostBridge, PciSegment, StagedBars},
 };
-use hypervisor::{IrqchipMode, Vm, VmOptions, x86_64::CpuidEntry};
+use hypervisor::{HypervisorKind, IrqchipMode, Vm, VmOptions, x86_64::CpuidEntry};
 use vm_migration::LoadError;
 
 use super::{
@@ -96,7 +96,7 @@ impl Prepared {
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
         let transaction = manager.begin_owned(label);
         transaction.add(&memory.wired(&layout.ram))?;
-        let interrupts = Interrupts::new(Arc::clone(&vm));
+        let interrupts = Interrupts::new(Arc::clone(&vm), irqchip_mode(host, &layout));
 
         let mut segments = Vec::with_capacity(layout.segments.len());
         for segment in &layout.segments {
@@ -173,7 +173,7 @@ impl Prepared {
         let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
         let mut made = None;
         let committed = transaction.commit_with(|| {
-            vm.create_irqchip(IrqchipMode::Kernel, false)?;
+            vm.create_irqchip(irqchip_mode(host, &layout), false)?;
             made = Some(Vcpus::create(&vm, &manager, &requests, vcpus)?);
             // The controllers' pending interrupts go to local APICs, which are there only now.
             if let Some(SavedChips { irqchip, .. }) = &saved {
@@ -216,7 +216,24 @@ pub(super) fn host_caps(host: &Host, supported: &[CpuidEntry]) -> HostCaps {
     HostCaps {
         phys_bits: cpuid::phys_bits(supported, u8::MAX),
         max_vcpus: capabilities.max_vcpus,
-        max_apic_id: if capabilities.x2apic_ids { capabilities.max_vcpu_id } else { 255 },
+        max_apic_id: if capabilities.x2apic_ids && capabilities.split_irqchip && capabilities.signal_msi {
+            capabilities.max_vcpu_id.min(MAX_DESTINATIONS)
+        } else {
+            255
+        },
+    }
+}
+
+/// APIC ids that a message with an extended destination can name.
+const MAX_DESTINATIONS: u32 = 1 << 15;
+
+/// The kernel's controllers are the quickest; the destinations of its IOAPIC have eight bits. Other hypervisors have
+/// none.
+fn irqchip_mode(host: &Host, layout: &Layout) -> IrqchipMode {
+    if layout.has_wide_apic_ids() || host.hypervisor.kind() == HypervisorKind::Mshv {
+        IrqchipMode::Split
+    } else {
+        IrqchipMode::Kernel
     }
 }
 
@@ -268,8 +285,7 @@ pub(super) fn vcpu_plans(
         nested: cpus.nested,
         amx: cpus.amx,
         tsc_deadline_timer: true,
-        // The interrupt controllers are the kernel's.
-        extended_destination_id: false,
+        extended_destination_id: layout.has_wide_apic_ids(),
         hidden: &cpus.hide,
     })?;
     let cookie = Arc::new(Cookie::new(cpus.core_scheduling));

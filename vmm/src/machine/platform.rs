@@ -8,7 +8,8 @@ use devices::{
     IrqLine, SharedDevice,
     pci::{ConfigPorts, PciSegment},
     platform::{
-        DebugExit, DebugPort, Events, I8042, PmTimer, PowerControl, PvPanic, ResetControl, Rtc, Serial,
+        DebugExit, DebugPort, Events, I8042, IoApic, PmTimer, PowerControl, PvPanic, ResetControl, Rtc,
+        Serial,
     },
     terminal::Terminal,
 };
@@ -117,6 +118,18 @@ impl Platform {
             owner: Owner::new("__events"),
         })?;
         add("__events", device, None)?;
+
+        if let Some(io_apic) = interrupts.io_apic() {
+            let device = SharedDevice::from_arc(Arc::clone(io_apic));
+            transaction.add_handler(HandlerRange {
+                space: IoSpace::Mmio,
+                base: map::IOAPIC_START,
+                size: IoApic::SIZE,
+                handler: device.mmio_handler(),
+                owner: Owner::new("__io_apic"),
+            })?;
+            add("__io_apic", device, None)?;
+        }
 
         if let Some(port) = layout.debug_exit {
             let exit = SharedDevice::new(DebugExit::new(Arc::clone(requests) as _));

@@ -8,30 +8,48 @@ use std::{
     sync::Arc,
 };
 
-use devices::{GuestRequest, LineSink, MsiSink, RequestSink};
-use hypervisor::{MsiMessage, Vm};
+use devices::{GuestRequest, LineSink, MsiSink, RequestSink, platform::IoApic};
+use hypervisor::{IrqchipMode, MsiMessage, Vm};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Delivers interrupts to a VM.
-pub struct Interrupts(Arc<dyn Vm>);
+pub struct Interrupts {
+    vm: Arc<dyn Vm>,
+    /// Takes the lines of a VM whose hypervisor has local APICs only.
+    io_apic: Option<Arc<Mutex<IoApic>>>,
+}
 
 impl Interrupts {
-    /// To `vm`.
-    pub fn new(vm: Arc<dyn Vm>) -> Arc<Self> {
-        Arc::new(Self(vm))
+    /// To `vm`, whose hypervisor has an IOAPIC with [`IrqchipMode::Kernel`].
+    pub fn new(vm: Arc<dyn Vm>, mode: IrqchipMode) -> Arc<Self> {
+        let io_apic = match mode {
+            IrqchipMode::Kernel => None,
+            IrqchipMode::Split => {
+                let messages = Arc::new(Self { vm: Arc::clone(&vm), io_apic: None });
+                Some(Arc::new(Mutex::new(IoApic::new(messages))))
+            }
+        };
+        Arc::new(Self { vm, io_apic })
+    }
+
+    /// The IOAPIC, where it is a device of this process.
+    pub fn io_apic(&self) -> Option<&Arc<Mutex<IoApic>>> {
+        self.io_apic.as_ref()
     }
 }
 
 impl fmt::Debug for Interrupts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Interrupts")
+        write!(f, "Interrupts({})", if self.io_apic.is_some() { "split" } else { "kernel" })
     }
 }
 
 impl LineSink for Interrupts {
     fn set(&self, gsi: u32, high: bool) {
-        if let Err(error) = self.0.set_irq_line(gsi, high) {
+        if let Some(io_apic) = &self.io_apic {
+            io_apic.lock().set_line(gsi, high);
+        } else if let Err(error) = self.vm.set_irq_line(gsi, high) {
             log::warn!("{}", crate::error::chain(&error));
         }
     }
@@ -40,7 +58,7 @@ impl LineSink for Interrupts {
 impl MsiSink for Interrupts {
     fn send(&self, message: MsiMessage) {
         // The guest writes the message: one that the hypervisor refuses is the guest's own loss.
-        if let Err(error) = self.0.signal_msi(&message) {
+        if let Err(error) = self.vm.signal_msi(&message) {
             log::debug!("{}", crate::error::chain(&error));
         }
     }

@@ -51,12 +51,12 @@ fn names_that_cannot_be_written_down_are_refused() {
     assert!(oem(json!([long, long, long])).contains("SMBIOS table"));
 }
 
-fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
+pub(super) fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
     bytes[at..at + width].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// A table, as the guest finds it: the root pointer, the list of tables, the table.
-fn acpi_table(machine: &Machine, signature: &[u8; 4]) -> Option<Vec<u8>> {
+pub(super) fn acpi_table(machine: &Machine, signature: &[u8; 4]) -> Option<Vec<u8>> {
     let read = |at| {
         let size = number(&memory(machine, at + 4, 4), 0, 4);
         memory(machine, at, usize::try_from(size).unwrap())
@@ -67,7 +67,7 @@ fn acpi_table(machine: &Machine, signature: &[u8; 4]) -> Option<Vec<u8>> {
 }
 
 /// The structures of a table whose list of them begins at `at`: kind and bytes.
-fn structures(table: &[u8], mut at: usize) -> Vec<(u8, Vec<u8>)> {
+pub(super) fn structures(table: &[u8], mut at: usize) -> Vec<(u8, Vec<u8>)> {
     let mut found = Vec::new();
     while at < table.len() {
         let length = usize::from(table[at + 1]);

@@ -7,7 +7,7 @@ mod processors;
 use std::{io::Write, path::Path, sync::Arc};
 
 use api_client::wire;
-use hypervisor::fake::FakeHypervisor;
+use hypervisor::{Capabilities, fake::FakeHypervisor};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
@@ -17,17 +17,27 @@ use crate::config::{VmConfig, wire::IdCounter};
 
 /// A bench for machines: a host that records, and a kernel.
 pub(super) struct Bench {
+    pub(super) hypervisor: Arc<FakeHypervisor>,
     host: Host,
     kernel: NamedTempFile,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
-        let hypervisor = Arc::new(FakeHypervisor::new());
-        let host = Host::new(hypervisor).unwrap();
+        Self::on(FakeHypervisor::new())
+    }
+
+    /// On a host that can do no more than that.
+    pub(super) fn with(capabilities: Capabilities) -> Self {
+        Self::on(FakeHypervisor::with_capabilities(capabilities))
+    }
+
+    fn on(hypervisor: FakeHypervisor) -> Self {
+        let hypervisor = Arc::new(hypervisor);
+        let host = Host::new(Arc::clone(&hypervisor) as _).unwrap();
         let mut kernel = NamedTempFile::new().unwrap();
         kernel.write_all(&kernel_image()).unwrap();
-        Self { host, kernel }
+        Self { hypervisor, host, kernel }
     }
 
     /// A configuration of 64 MiB and no console, with `said` laid over it.
