@@ -1,6 +1,6 @@
 //! The content of guest memory, on its way to a snapshot and back.
 //!
-//! Saving reads only what was touched ([`touched`]) and stores only what is not zero. Restoring maps the
+//! Saving reads only what was touched (`touched`) and stores only what is not zero. Restoring maps the
 //! snapshot's file copy-on-write, or reads it into memory; what each zone can have is decided here
 //! ([`RestorePlan`]), and said in the answer. Chunks go through a buffer on their way, so that what is
 //! checked is what is used, whoever else may write to shared memory meanwhile.
