@@ -1,4 +1,4 @@
-//! What a request to restore a VM must satisfy before anything is opened.
+//! What requests to restore or to move a VM must satisfy before anything is opened.
 
 use std::collections::BTreeSet;
 
@@ -38,6 +38,66 @@ pub(super) fn zones(said: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// Checks a request to move the VM to another host.
+///
+/// # Errors
+/// It says something that cannot be.
+pub(super) fn send(said: &wire::SendMigrationData) -> Result<(), CommandError> {
+    const MAX_CONNECTIONS: u32 = 128;
+    let connections = said.connections.get();
+    let endpoint = endpoint("destination_url", &said.destination_url)?;
+    let postcopy = said.memory_mode == wire::MemoryMode::Postcopy;
+    let over_tcp = endpoint == Endpoint::Tcp;
+    let mistakes = [
+        (connections > MAX_CONNECTIONS, "connections: 128 at most"),
+        (
+            connections > 1 && (!over_tcp || postcopy),
+            "connections: more than one only by tcp, and before the VM runs there",
+        ),
+        (said.local && (over_tcp || postcopy), "local: only by unix, and before the VM runs there"),
+        (said.preserve_source && !said.local, "preserve_source: only with local"),
+        (said.tls_dir.is_some() && !over_tcp, "tls_dir: only by tcp"),
+    ];
+    match mistakes.iter().find(|(made, _)| *made) {
+        Some((_, what)) => Err(CommandError::Migration((*what).to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Checks a request to wait for a VM.
+///
+/// # Errors
+/// It says something that cannot be, or the same thing twice.
+pub(super) fn receive(said: &wire::ReceiveMigrationData) -> Result<(), CommandError> {
+    let endpoint = endpoint("receiver_url", &said.receiver_url)?;
+    if said.tls_dir.is_some() && endpoint != Endpoint::Tcp {
+        return Err(CommandError::Migration("tls_dir: only by tcp".to_owned()));
+    }
+    unique(said.vfio_fds.iter().flatten().map(|device| device.id.as_str()))?;
+    zones(&said.zone_updates)
+}
+
+/// By what two hosts are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Tcp,
+    Unix,
+}
+
+/// `tcp:` with host and port, or `unix:` with a path.
+fn endpoint(field: &str, url: &str) -> Result<Endpoint, CommandError> {
+    if url.strip_prefix("unix:").is_some_and(|path| !path.is_empty()) {
+        return Ok(Endpoint::Unix);
+    }
+    let host_and_port = url.strip_prefix("tcp:").and_then(|rest| rest.rsplit_once(':'));
+    let is_host = |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('['));
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    match host_and_port {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(Endpoint::Tcp),
+        _ => Err(CommandError::Migration(format!("{field} {url:?}: tcp:HOST:PORT or unix:PATH is expected"))),
+    }
+}
+
 fn unique<'ids>(ids: impl Iterator<Item = &'ids str>) -> Result<(), CommandError> {
     let mut seen = BTreeSet::new();
     for id in ids {
@@ -46,4 +106,39 @@ fn unique<'ids>(ids: impl Iterator<Item = &'ids str>) -> Result<(), CommandError
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_of_two_kinds() {
+        for url in ["tcp:host:1", "tcp:1.2.3.4:65535", "tcp:[::1]:0"] {
+            assert_eq!(endpoint("u", url).unwrap(), Endpoint::Tcp);
+        }
+        assert_eq!(endpoint("u", "unix:/a:b").unwrap(), Endpoint::Unix);
+        for url in
+            ["", "unix:", "tcp:host", "tcp::1", "tcp:host:65536", "tcp:host:+1", "tcp:::1:5", "file:///a"]
+        {
+            assert!(endpoint("u", url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_refused() {
+        let refused = |change: fn(&mut wire::SendMigrationData), url: &str| {
+            let mut said = wire::SendMigrationData::to(url);
+            change(&mut said);
+            send(&said).is_err()
+        };
+        assert!(!refused(|_| {}, "tcp:a:1"));
+        assert!(!refused(|said| said.local = true, "unix:/a"));
+        assert!(refused(|said| said.local = true, "tcp:a:1"));
+        assert!(refused(|said| said.preserve_source = true, "unix:/a"));
+        assert!(refused(|said| said.tls_dir = Some("/a".into()), "unix:/a"));
+        assert!(refused(|said| said.connections = said.connections.saturating_add(1), "unix:/a"));
+        assert!(!refused(|said| said.connections = said.connections.saturating_add(127), "tcp:a:1"));
+        assert!(refused(|said| said.connections = said.connections.saturating_add(128), "tcp:a:1"));
+    }
 }

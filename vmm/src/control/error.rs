@@ -81,6 +81,9 @@ pub enum CommandError {
     /// The request says something that cannot be.
     #[error("{0}")]
     Request(String),
+    /// A migration that cannot be. Clients know this as a failure, not as a mistake.
+    #[error("{0}")]
+    Migration(String),
     /// It could be, but this version has no machinery for it.
     #[error("This version has no {0}")]
     Unavailable(&'static str),
@@ -129,6 +132,7 @@ impl CommandError {
             | Self::NotRemovable(_)
             | Self::TooManyVsock
             | Self::Size(_)
+            | Self::Migration(_)
             | Self::Unavailable(_)
             | Self::Job(CancelError::Ended(_))
             | Self::Ending => FailureClass::Failed,
@@ -157,6 +161,7 @@ impl CommandError {
             Self::NotRemovable(_) => "not-removable",
             Self::TooManyVsock => "too-many-vsock",
             Self::Size(_) => "size-invalid",
+            Self::Migration(_) => "migration-invalid",
             Self::Request(_) => "request-invalid",
             Self::Unavailable(_) => "unsupported",
             Self::Job(CancelError::Unknown(_)) => "unknown-job",

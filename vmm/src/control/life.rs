@@ -92,8 +92,8 @@ impl Life {
             Command::Snapshot(_) => self.snapshot(),
             Command::Restore(restore) => self.restore(&restore.said),
             Command::Coredump(_) => self.coredump(),
-            Command::SendMigration(_) => self.send_migration(),
-            Command::ReceiveMigration(_) => self.receive_migration(),
+            Command::SendMigration(said) => self.send_migration(&said),
+            Command::ReceiveMigration(receive) => self.receive_migration(&receive.said),
         };
         self.publish();
         outcome
@@ -270,15 +270,17 @@ impl Life {
         Err(CommandError::Unavailable("dumps of guest memory"))
     }
 
-    fn send_migration(&mut self) -> Outcome {
+    fn send_migration(&mut self, said: &wire::SendMigrationData) -> Outcome {
         self.booted.as_ref().ok_or(CommandError::NotRunning)?;
+        super::check::send(said)?;
         Err(CommandError::Unavailable("live migration"))
     }
 
-    fn receive_migration(&mut self) -> Outcome {
+    fn receive_migration(&mut self, said: &wire::ReceiveMigrationData) -> Outcome {
         if self.booted.is_some() {
             return Err(CommandError::AlreadyCreated);
         }
+        super::check::receive(said)?;
         Err(CommandError::Unavailable("live migration"))
     }
 

@@ -14,7 +14,7 @@ mod life;
 mod run;
 mod signals;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 
 use std::{fmt, io, os::fd::AsFd, sync::Arc};

@@ -24,30 +24,32 @@ use super::{
     Answer, Board, Command, CommandError, Control, Ending, FailureClass, Handle, RunError, Settings,
 };
 use crate::{
+    api::Vmm,
     events::Events,
     jobs::Jobs,
     machine::{Host, sinks::RequestQueue, tests::kernel_image},
 };
 
 /// A control thread, and every way to it.
-pub(super) struct Bench {
+pub(crate) struct Bench {
     pub(super) handle: Handle,
+    pub(crate) vmm: Vmm,
     pub(super) board: Arc<Board>,
     pub(super) jobs: Jobs,
     pub(super) requests: Arc<RequestQueue>,
-    pub(super) gate: Arc<Gate>,
+    pub(crate) gate: Arc<Gate>,
     kernel: NamedTempFile,
     events: NamedTempFile,
     thread: Option<JoinHandle<Result<Ending, RunError>>>,
 }
 
 impl Bench {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(false, None)
     }
 
     /// `first` is laid over a configuration that can be booted.
-    pub(super) fn with(no_shutdown: bool, first: Option<Value>) -> Self {
+    pub(crate) fn with(no_shutdown: bool, first: Option<Value>) -> Self {
         let mut kernel = NamedTempFile::new().unwrap();
         kernel.write_all(&kernel_image()).unwrap();
         let events = NamedTempFile::new().unwrap();
@@ -57,12 +59,18 @@ impl Bench {
         let requests = Arc::clone(&host.requests);
         let control = Control::new(Settings { host, no_shutdown }, Box::new(|_| {})).unwrap();
         let (handle, board, jobs) = (control.handle(), control.board(), control.jobs());
+        let vmm = Vmm::new(&control, false, vec!["fake".into()]);
         let first = first.map(|first| Box::new(configuration(&kernel, &first)));
         let thread = Some(std::thread::spawn(move || control.run(first)));
-        Self { handle, board, jobs, requests, gate, kernel, events, thread }
+        Self { handle, vmm, board, jobs, requests, gate, kernel, events, thread }
     }
 
-    pub(super) fn create(&self, said: &Value) -> Result<Answer, CommandError> {
+    /// What a client would send to have a VM.
+    pub(crate) fn said(&self, said: &Value) -> wire::VmConfig {
+        configuration(&self.kernel, said)
+    }
+
+    pub(crate) fn create(&self, said: &Value) -> Result<Answer, CommandError> {
         self.handle.call(Command::Create(Box::new(configuration(&self.kernel, said))))
     }
 
@@ -80,7 +88,7 @@ impl Bench {
     }
 
     /// Waits for the end of the thread.
-    pub(super) fn end(&mut self) -> Result<Ending, RunError> {
+    pub(crate) fn end(&mut self) -> Result<Ending, RunError> {
         self.thread.take().unwrap().join().unwrap()
     }
 
@@ -131,17 +139,17 @@ fn configuration(kernel: &NamedTempFile, said: &Value) -> wire::VmConfig {
 
 /// Holds a boot up for as long as it is shut.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     shut: Mutex<bool>,
     opened: Condvar,
 }
 
 impl Gate {
-    pub(super) fn shut(&self) {
+    pub(crate) fn shut(&self) {
         *self.shut.lock() = true;
     }
 
-    pub(super) fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.shut.lock() = false;
         self.opened.notify_all();
     }
