@@ -4,6 +4,7 @@
 //! devices are wired in one transaction. What is absent: the programs (`cumulet`), the devices
 //! themselves, and everything that names a hypervisor's own types.
 
+pub mod api;
 pub mod config;
 pub mod control;
 pub mod cpu;

@@ -1,0 +1,133 @@
+//! What Prometheus reads.
+
+use std::fmt::Write as _;
+
+use api_client::wire::{JobInfo, JobState, VmState};
+
+use super::{Vmm, http::Response};
+use crate::control::CommandError;
+
+/// The media type of the text format.
+const TEXT: &str = "text/plain; version=0.0.4";
+
+/// All metrics, in the text format. Without a VM there are those of the process alone.
+pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
+    let mut text = Text::default();
+    let state = vmm.board.status().state;
+    let states = [("created", VmState::Created), ("running", VmState::Running), ("paused", VmState::Paused)];
+    text.family("cumulet_vm_state", "gauge", "What the VM does: 1 for the state that it is in.");
+    text.sample("cumulet_vm_state", &[("state", "none")], u64::from(state.is_none()));
+    for (name, of) in states {
+        text.sample("cumulet_vm_state", &[("state", name)], u64::from(state == Some(of)));
+    }
+    if let Ok(info) = vmm.board.info() {
+        text.family("cumulet_memory_bytes", "gauge", "Memory of the guest.");
+        text.sample("cumulet_memory_bytes", &[], info.memory_actual_size);
+    }
+    exits(vmm, &mut text);
+    devices(vmm, &mut text);
+    jobs(vmm, &mut text);
+    Ok(Response::with_type(TEXT, text.0))
+}
+
+fn exits(vmm: &Vmm, text: &mut Text) {
+    let vcpus = vmm.board.exits();
+    if vcpus.is_empty() {
+        return;
+    }
+    text.family("cumulet_vcpu_exits_total", "counter", "Exits of a vCPU to this process, by kind.");
+    for (index, counts) in vcpus {
+        let index = index.to_string();
+        for (kind, count) in counts {
+            text.sample("cumulet_vcpu_exits_total", &[("vcpu", &index), ("kind", kind)], count);
+        }
+    }
+}
+
+/// What devices count. Their latencies are no counters: they go up and down.
+fn devices(vmm: &Vmm, text: &mut Text) {
+    let Ok(devices) = vmm.board.counters() else { return };
+    let mut families: Vec<(&str, &str, bool)> = Vec::new();
+    for (id, counters) in &devices {
+        families.extend(counters.keys().map(|name| (name.as_str(), id.as_str(), name.contains("latency"))));
+    }
+    families.sort_unstable();
+    let mut last = "";
+    for (name, id, is_latency) in families {
+        let (family, kind, help) = match is_latency {
+            true => (format!("cumulet_device_{name}_microseconds"), "gauge", "Time that operations took."),
+            false => (format!("cumulet_device_{name}_total"), "counter", "What a device has done."),
+        };
+        if last != name {
+            text.family(&family, kind, help);
+            last = name;
+        }
+        let value = devices.get(id).and_then(|counters| counters.get(name)).copied().unwrap_or_default();
+        // Nothing was measured yet.
+        if !(is_latency && value >= u64::MAX / 10_000) {
+            text.sample(&family, &[("device", id)], value);
+        }
+    }
+}
+
+fn jobs(vmm: &Vmm, text: &mut Text) {
+    let jobs = vmm.jobs.list();
+    if jobs.is_empty() {
+        return;
+    }
+    let running = |state| matches!(state, JobState::Running | JobState::Cancelling);
+    text.family("cumulet_job_running", "gauge", "Whether a job is being worked on, by its last phase.");
+    for job in &jobs {
+        let labels = [("id", &*job.id.to_string()), ("kind", job.kind.name()), ("phase", &job.phase)];
+        text.sample("cumulet_job_running", &labels, u64::from(running(job.state)));
+    }
+    type Value = fn(&JobInfo) -> u64;
+    let families: [(&str, &str, Value); 2] = [
+        ("cumulet_job_milliseconds", "How long a job has taken.", |job| job.elapsed_ms),
+        ("cumulet_job_bytes", "Bytes that a job's last phase has worked through.", |job| job.bytes_done),
+    ];
+    for (family, help, value) in families {
+        text.family(family, "gauge", help);
+        for job in &jobs {
+            text.sample(family, &[("id", &*job.id.to_string()), ("kind", job.kind.name())], value(job));
+        }
+    }
+}
+
+/// The text format.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string does not fail.
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.0.push_str(name);
+        let mut before = '{';
+        for (label, text) in labels {
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{before}{label}=\"{text}\"");
+            before = ',';
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_quoted() {
+        let mut text = Text::default();
+        text.sample("a", &[], 1);
+        text.sample("b", &[("c", "x\"\\\n"), ("d", "")], u64::MAX);
+        assert_eq!(text.0, "a 1\nb{c=\"x\\\"\\\\\\n\",d=\"\"} 18446744073709551615\n");
+    }
+}

@@ -1,0 +1,288 @@
+//! Every endpoint, over a socket, before a VM on the fake hypervisor.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Api, ApiSocket, routes::ENDPOINTS};
+use crate::{api::http::Method, control::tests::Bench};
+
+/// A VMM with its API.
+struct Server {
+    bench: Bench,
+    directory: TempDir,
+    _api: Api,
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or(Value::Null)
+    }
+
+    fn code(&self) -> &str {
+        self.head.lines().find_map(|line| line.strip_prefix("X-Cumulet-Error: ")).unwrap_or_default()
+    }
+}
+
+impl Server {
+    fn new() -> Self {
+        let bench = Bench::new();
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ApiSocket::bind(&directory.path().join("api")).unwrap();
+        let api = Api::start(socket, bench.vmm.clone()).unwrap();
+        Self { bench, directory, _api: api }
+    }
+
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.directory.path().join("api")).unwrap()
+    }
+
+    fn ask(&self, method: &str, name: &str, body: &str) -> Reply {
+        self.send(method, &format!("/api/v1/{name}"), body)
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> Reply {
+        let mut stream = self.connect();
+        let length = body.len();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        // An answer is one write, and here one read.
+        let length = stream.read(&mut bytes).unwrap();
+        let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head[9..12].parse().unwrap();
+        Reply { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    fn put(&self, name: &str) -> u16 {
+        self.ask("PUT", name, "").status
+    }
+
+    fn create(&self, said: &Value) -> Reply {
+        let config = serde_json::to_string(&self.bench.said(said)).unwrap();
+        self.ask("PUT", "vm.create", &config)
+    }
+}
+
+/// A body that each endpoint which needs one can read.
+fn body(name: &str) -> &'static str {
+    match name {
+        "vm.add-disk" => r#"{"path":"/nowhere","id":"extra"}"#,
+        "vm.add-net" => r#"{"tap":"none0"}"#,
+        "vm.add-device" => r#"{"path":"/sys/none"}"#,
+        "vm.add-fs" => r#"{"tag":"a","socket":"/nowhere"}"#,
+        "vm.add-generic-vhost-user" => r#"{"socket":"/nowhere","queue_sizes":[64],"device_type":26}"#,
+        "vm.add-pmem" => r#"{"file":"/nowhere"}"#,
+        "vm.add-user-device" => r#"{"socket":"/nowhere"}"#,
+        "vm.add-vdpa" => r#"{"path":"/nowhere"}"#,
+        "vm.add-vsock" => r#"{"cid":3,"socket":"/nowhere"}"#,
+        "vm.remove-device" => r#"{"id":"none"}"#,
+        "vm.resize" => "{}",
+        "vm.resize-disk" => r#"{"id":"none","desired_size":1}"#,
+        "vm.resize-zone" => r#"{"id":"none","desired_ram":1}"#,
+        "vm.snapshot" | "vm.coredump" => r#"{"destination_url":"file:///nowhere"}"#,
+        "vm.restore" => r#"{"source_url":"file:///nowhere"}"#,
+        "vm.send-migration" => r#"{"destination_url":"unix:/nowhere"}"#,
+        "vm.receive-migration" => r#"{"receiver_url":"unix:/nowhere"}"#,
+        "vm.cancel-job" => r#"{"id":999}"#,
+        _ => "",
+    }
+}
+
+#[test]
+fn every_endpoint_answers_in_every_state_as_clients_expect() {
+    // Without a VM, created, running, paused. 0: not tried, because it leaves the state.
+    let expected: &[(&str, [u16; 4])] = &[
+        ("vmm.ping", [200, 200, 200, 200]),
+        ("vm.info", [404, 200, 200, 200]),
+        ("vm.counters", [500, 500, 200, 200]),
+        ("vm.jobs", [200, 200, 200, 200]),
+        ("metrics", [200, 200, 200, 200]),
+        ("vm.boot", [404, 0, 500, 500]),
+        ("vm.shutdown", [500, 500, 0, 0]),
+        ("vm.reboot", [404, 404, 204, 0]),
+        ("vm.pause", [500, 500, 0, 500]),
+        ("vm.resume", [500, 500, 500, 0]),
+        ("vm.power-button", [500, 500, 204, 204]),
+        ("vm.nmi", [500, 500, 204, 204]),
+        ("vm.resize", [404, 204, 204, 204]),
+        ("vm.resize-disk", [404, 500, 404, 404]),
+        ("vm.resize-zone", [404, 500, 500, 500]),
+        ("vm.remove-device", [404, 404, 404, 404]),
+        ("vm.add-disk", [404, 204, 500, 500]),
+        ("vm.snapshot", [500, 500, 500, 500]),
+        ("vm.restore", [500, 500, 500, 500]),
+        ("vm.send-migration", [500, 500, 500, 500]),
+        ("vm.receive-migration", [500, 500, 500, 500]),
+        ("vm.cancel-job", [404, 404, 404, 404]),
+        ("vm.delete", [204, 0, 0, 0]),
+    ];
+    let server = Server::new();
+    let check = |state: usize| {
+        for (name, codes) in expected.iter().filter(|(_, codes)| codes[state] != 0) {
+            let method = ENDPOINTS.iter().find(|endpoint| endpoint.name == *name).unwrap().method();
+            let method = if method == Method::Get { "GET" } else { "PUT" };
+            let reply = server.ask(method, name, body(name));
+            assert_eq!(reply.status, codes[state], "{name} in state {state}: {reply:?}");
+            assert_eq!(reply.code().is_empty(), reply.status < 300, "{reply:?}");
+        }
+    };
+    check(0);
+    assert_eq!(server.create(&json!({})).status, 204);
+    check(1);
+    assert_eq!(server.create(&json!({})).status, 500);
+    assert_eq!(server.ask("PUT", "vm.remove-device", r#"{"id":"extra"}"#).status, 204);
+    assert_eq!(server.put("vm.boot"), 204);
+    check(2);
+    assert_eq!(server.put("vm.pause"), 204);
+    check(3);
+    assert_eq!(server.put("vm.resume"), 204);
+    assert_eq!(server.put("vm.shutdown"), 204);
+    assert_eq!(server.put("vm.boot"), 204);
+    assert_eq!(server.put("vm.delete"), 204);
+    assert_eq!(server.ask("GET", "vm.info", "").status, 404);
+}
+
+#[test]
+fn requests_that_do_not_fit_are_refused_as_clients_know_it() {
+    let server = Server::new();
+    let words = |method: &str, name: &str, body: &str| {
+        let reply = server.ask(method, name, body);
+        (reply.status, reply.body)
+    };
+    let bad = || (400, r#"["Bad Request"]"#.to_owned());
+    let silent = || (400, String::new());
+    for endpoint in ENDPOINTS {
+        let name = endpoint.name;
+        let is_get = endpoint.method() == Method::Get;
+        assert_eq!(words(if is_get { "PUT" } else { "GET" }, name, ""), bad(), "{name}");
+        let speaks = ["vm.create", "vm.info", "vmm.ping", "vmm.shutdown"].contains(&name);
+        for method in ["PATCH", "DELETE"] {
+            assert_eq!(words(method, name, ""), if speaks { bad() } else { silent() }, "{method} {name}");
+        }
+        if body(name).is_empty() && !["vmm.shutdown", "vm.create"].contains(&name) {
+            assert_eq!(words(if is_get { "GET" } else { "PUT" }, name, "{}"), bad(), "{name} with a body");
+        } else if !body(name).is_empty() {
+            assert_eq!(words("PUT", name, ""), bad(), "{name} without a body");
+        }
+    }
+    assert_eq!(words("PUT", "vm.create", ""), silent());
+    assert!(server.ask("PUT", "vm.create", "").head.contains("Content-Length: 0"));
+    for path in ["/", "", "/api/v1", "/api/v1/", "/api/v1/vm.info/", "/api/v1/vm.info?x=1", "/api/v2/vm.info"]
+    {
+        let reply = server.send("GET", &format!("http://localhost{path}"), "");
+        assert_eq!((reply.status, reply.body.as_str()), (404, r#"["Not Found"]"#), "{path}");
+    }
+    assert_eq!(server.send("GET", "http://any.host/api/v1/vmm.ping", "").status, 200);
+    assert_eq!(server.ask("POST", "vmm.ping", "").head.lines().nth(1), Some("Server: Firecracker API"));
+    let reply = server.ask("PUT", "vm.create", "{");
+    assert_eq!((reply.status, reply.json()[0].as_str()), (400, Some("Failed to deserialize JSON")));
+    assert_eq!(reply.code(), "invalid-json");
+    // The numbers of the descriptors do not agree.
+    let restore = r#"{"source_url":"file:///x","net_fds":[{"id":"a","num_fds":2}]}"#;
+    assert_eq!(words("PUT", "vm.restore", restore), bad());
+    let huge = r#"{"source_url":"file:///x","net_fds":[{"id":"a","num_fds":18446744073709551615},{"id":"b","num_fds":5}]}"#;
+    assert_eq!(words("PUT", "vm.restore", huge), bad());
+}
+
+#[test]
+fn errors_are_chains_with_a_code() {
+    let server = Server::new();
+    let chain = |reply: Reply| (reply.status, reply.code().to_owned(), reply.body);
+    assert_eq!(
+        chain(server.ask("PUT", "vm.boot", "")),
+        (
+            404,
+            "vm-not-created".into(),
+            r#"["Error from API","The VM could not boot","VM config is missing"]"#.into()
+        )
+    );
+    assert_eq!(
+        chain(server.ask("GET", "vm.info", "")),
+        (
+            404,
+            "vm-not-created".into(),
+            r#"["Error from API","The VM info is not available","VM is not created"]"#.into()
+        )
+    );
+    server.create(&json!({ "disks": [{ "path": "/a", "id": "a" }, { "path": "/b", "id": "a" }] }));
+    let (status, code, body) = chain(server.ask("PUT", "vm.boot", ""));
+    assert_eq!((status, code.as_str()), (409, "config-conflict"));
+    assert!(
+        body.starts_with(r#"["Error from API","The VM could not boot","Failed to validate config","#),
+        "{body}"
+    );
+}
+
+#[test]
+fn unknown_fields_are_told_and_passed_over() {
+    let server = Server::new();
+    let mut config = serde_json::to_value(server.bench.said(&json!({}))).unwrap();
+    config["serial"]["iommu"] = json!(false);
+    let reply = server.ask("PUT", "vm.create", &config.to_string());
+    assert_eq!(reply.status, 204);
+    assert!(reply.head.contains("X-Cumulet-Unknown-Fields: serial.iommu"), "{}", reply.head);
+}
+
+#[test]
+fn shapes_of_answers() {
+    let server = Server::new();
+    let ping = server.ask("GET", "vmm.ping", "").json();
+    assert!(ping["version"].as_str().unwrap().ends_with(".0.0"), "{ping}");
+    assert!(ping["build_version"].as_str().unwrap().starts_with('v'), "{ping}");
+    assert_eq!((&ping["features"], &ping["pid"]), (&json!(["fake"]), &json!(std::process::id())));
+    // The whole of what a client is told of a VM of which nothing was said.
+    assert_eq!(server.ask("PUT", "vm.create", "{}").status, 204);
+    let seen = r#"{"config":{"cpus":{"boot_vcpus":1,"max_vcpus":1,"kvm_hyperv":false,"max_phys_bits":46,"features":{"amx":false},"nested":true,"core_scheduling":"Vm","profile":"Host"},"memory":{"size":536870912,"mergeable":false,"hotplug_method":"Acpi","shared":false,"hugepages":false,"prefault":false,"reserve":false,"thp":true},"rng":{"pci_segment":0,"src":"/dev/urandom"},"serial":{"mode":"Null"},"console":{"mode":"Tty","pci_segment":0},"debug_console":{"mode":"Off","iobase":233},"pvpanic":false,"iommu":false,"watchdog":false,"landlock_enable":false},"state":"Created","memory_actual_size":536870912}"#;
+    assert_eq!(server.ask("GET", "vm.info", "").body, seen);
+}
+
+#[test]
+fn whoever_asks_is_answered_while_a_vm_boots() {
+    let server = Server::new();
+    server.create(&json!({}));
+    server.bench.gate.shut();
+    let mut boots = server.connect();
+    boots.write_all(b"PUT /api/v1/vm.boot HTTP/1.1\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    for name in ["vmm.ping", "vm.info", "vm.jobs", "metrics"] {
+        let begun = Instant::now();
+        assert_eq!(server.ask("GET", name, "").status, 200);
+        assert!(begun.elapsed() < Duration::from_millis(100), "{name}: {:?}", begun.elapsed());
+    }
+    let jobs = server.ask("GET", "vm.jobs", "").json();
+    assert_eq!((&jobs[0]["kind"], &jobs[0]["state"]), (&json!("boot"), &json!("running")));
+    server.bench.gate.open();
+    let mut answer = [0; 200];
+    let length = boots.read(&mut answer).unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 204 "));
+}
+
+#[test]
+fn the_end_is_answered() {
+    let mut server = Server::new();
+    server.create(&json!({}));
+    server.put("vm.boot");
+    let reply = server.ask("PUT", "vmm.shutdown", "whatever");
+    assert_eq!((reply.status, reply.body.as_str()), (200, ""));
+    assert!(reply.head.contains("Content-Length: 0"), "{}", reply.head);
+    server.bench.end().unwrap();
+    let reply = server.ask("PUT", "vm.create", "{}");
+    assert_eq!((reply.status, reply.code()), (500, "vmm-ending"));
+}
