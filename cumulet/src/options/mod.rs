@@ -31,7 +31,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api_client::wire;
+use api_client::wire::{self, ConsoleMode};
 use clap::{ArgMatches, error::ErrorKind};
 use clap_complete::Shell;
 use thiserror::Error;
@@ -215,10 +215,14 @@ impl Options {
         if !self.boots() {
             return Ok(None);
         }
-        match self.path("config") {
-            Some(path) => config_file::read(path).map(Some),
-            None => vm::said(self).map(Some),
+        let said = match self.path("config") {
+            Some(path) => config_file::read(path)?,
+            None => vm::said(self)?,
+        };
+        if [said.serial.mode, said.console.mode] == [ConsoleMode::Tty; 2] {
+            log::warn!("serial port and console share the terminal: what is typed may go to either");
         }
+        Ok(Some(said))
     }
 
     fn given(&self, name: &str) -> bool {
