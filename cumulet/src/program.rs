@@ -11,7 +11,7 @@ use api_client::wire::REFERENCE_VERSION;
 const MIGRATION_PROTOCOLS: &str = "0";
 
 /// What this build can do, as a ping over the API tells it.
-const FEATURES: &[&str] = &[
+pub const FEATURES: &[&str] = &[
     "io_uring",
     #[cfg(feature = "kvm")]
     "kvm",
