@@ -25,7 +25,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    termios::tcgetwinsize,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Bytes of output that are kept when nobody takes them.
@@ -178,6 +181,18 @@ impl Terminal {
     pub fn tend(&self) -> bool {
         let _ = self.backlog.read();
         self.inner.lock().tend()
+    }
+
+    /// Columns and rows; `None` where it has no size.
+    pub fn size(&self) -> Option<(u16, u16)> {
+        let inner = self.inner.lock();
+        let file = match &inner.end {
+            End::Standard { output, .. } => output,
+            End::Pty { main, .. } => main,
+            End::Null | End::File(_) | End::Socket { .. } => return None,
+        };
+        let size = tcgetwinsize(file).ok()?;
+        (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
     }
 
     /// Bytes of output that are kept.
@@ -395,6 +410,14 @@ mod tests {
     fn pipe() -> (File, File) {
         let (read, write) = rustix::pipe::pipe().unwrap();
         (File::from(read), File::from(write))
+    }
+
+    #[test]
+    fn only_terminals_have_a_size() {
+        let (_read, write) = pipe();
+        assert_eq!(Terminal::standard(write, None).unwrap().size(), None);
+        assert_eq!(Terminal::null().unwrap().size(), None);
+        assert_eq!(Terminal::file(tempfile::tempfile().unwrap()).unwrap().size(), None);
     }
 
     #[test]

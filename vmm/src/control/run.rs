@@ -48,6 +48,8 @@ pub fn run(
             }
         }
         drop(machine);
+        // The next one has ends of its own.
+        host.consoles.forget();
         // What the old machine's processors asked for on their way out is no concern of the new one.
         while host.requests.take().is_some() {}
     }

@@ -4,7 +4,7 @@
 use devices::PauseError;
 use thiserror::Error;
 
-use super::{Machine, NamedDevice, arming::Arming};
+use super::{Machine, NamedDevice, arming::Arming, attach::Control};
 use crate::cpu::VcpuError;
 
 /// A machine could not be stopped.
@@ -51,8 +51,11 @@ impl Machine {
 
     /// Lets everything run.
     pub fn resume(&mut self) {
-        for NamedDevice { device, .. } in self.all_devices() {
+        for NamedDevice { device, control, .. } in self.all_devices() {
             device.lock().resume();
+            if let Control::Window(window) = control {
+                window.refresh();
+            }
         }
         if let Some(clock) = self.stopped_clock.take()
             && let Err(error) = self.vm.set_clock(&clock)

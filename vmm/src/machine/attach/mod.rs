@@ -3,11 +3,12 @@
 //! the layout has them.
 
 pub mod block;
-mod console;
+pub mod console;
 mod net;
 mod rng;
 pub mod terminal;
 mod virtio;
+mod window;
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 
@@ -176,6 +177,8 @@ pub enum Control {
     None,
     /// The lock of its image, its size.
     Disk(block::Disk),
+    /// The size of its window.
+    Window(console::Window),
 }
 
 /// Opens what `config` needs and builds the device at the place that `layout` gives it.
