@@ -3,12 +3,15 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use cumulet_tests::{
     cumulet::{self, Vm},
-    guest,
+    guest::{self, Console},
 };
 use test_guest::pattern;
 
@@ -212,6 +215,108 @@ fn kernels_that_cannot_be_booted_are_refused() {
     }
     let said = refused_kernel(guest::path(), "size=1M");
     assert!(said.contains("memory") || said.contains("RAM"), "{said}");
+}
+
+#[test]
+fn an_image_is_locked_against_other_machines() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let path = image.path().to_str().unwrap();
+    let writing = format!("path={path},image_type=raw");
+    let reading = format!("{writing},readonly=on");
+    let kernel = guest::path().to_str().unwrap();
+    let refused = |disk: &str| {
+        let said = refusal(&["--kernel", kernel, "--console", "off", "--disk", disk]);
+        assert!(said.contains(path) && said.contains("in use"), "{said}");
+    };
+
+    let mut writer = Vm::boot("", &["--disk", &writing]);
+    writer.console.ready();
+    refused(&writing);
+    refused(&reading);
+    // A guest that boots anew keeps its image.
+    writer.console.send("reset");
+    writer.console.ready();
+    refused(&writing);
+    writer.console.send("exit 3");
+    assert_eq!(writer.exit_code(), 3);
+
+    let mut readers = [(); 2].map(|()| Vm::boot("", &["--disk", &reading]));
+    for reader in &mut readers {
+        reader.console.ready();
+    }
+    refused(&writing);
+    for mut reader in readers {
+        reader.console.send("exit 4");
+        assert_eq!(reader.exit_code(), 4);
+    }
+}
+
+#[test]
+fn the_socket_of_a_serial_port_is_there_as_long_as_the_vm() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serial");
+    let target = format!("socket={}", path.display());
+    let kernel = guest::path().to_str().unwrap();
+    let arguments = ["--kernel", kernel, "--serial", &target, "--console", "off", "--debug-exit", "0x501"];
+    fs::write(&path, "somebody's").unwrap();
+    let said = refusal(&arguments);
+    assert!(said.contains(path.to_str().unwrap()) && said.contains("in use"), "{said}");
+    assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+    fs::remove_file(&path).unwrap();
+
+    let running = std::thread::spawn({
+        let arguments = arguments.map(str::to_owned);
+        move || cumulet::refusal(&arguments)
+    });
+    let connect = || {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => return Console::new(stream.try_clone().unwrap(), stream),
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let mut console = connect();
+    let first = console.ready().nonce;
+    console.send("reset");
+    // The end of the connection is the end of the old machine.
+    while console.line().is_some() {}
+    let mut console = connect();
+    assert_ne!(console.ready().nonce, first);
+    console.send("exit 6");
+    assert_eq!(running.join().unwrap().0, Some(6));
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_terminal_is_given_back() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    // `script` is the terminal emulator.
+    let directory = tempfile::tempdir().unwrap();
+    let run = format!(
+        "cd {}; stty -a > before; {} --kernel {} --serial tty --console off --debug-exit 0x501 --cmdline 'exit 8'; \
+         echo $? > code; stty -a > after",
+        directory.path().display(),
+        cumulet::path().display(),
+        guest::path().display(),
+    );
+    let ended = Command::new("script").args(["-q", "-e", "-c", &run, "/dev/null"]).output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    assert_eq!(read("code").trim(), "8");
+    assert_eq!(read("before"), read("after"));
+    assert!(read("after").contains(" echo "), "{}", read("after"));
 }
 
 #[test]
