@@ -132,7 +132,8 @@ pub trait WiringOps: Send + Sync {
     /// There is no such doorbell.
     fn remove_doorbell(&self, doorbell: &DoorbellSpec, event: BorrowedFd<'_>) -> Result<(), HypervisorError>;
 
-    /// Replaces the whole interrupt routing table.
+    /// Replaces the whole interrupt routing table. The pins of controllers in the kernel
+    /// ([`IrqchipMode::Kernel`](crate::IrqchipMode::Kernel)) keep the lines that no route takes.
     ///
     /// # Errors
     /// A GSI is beyond the limit, an entry is invalid, or there is no in-kernel interrupt controller.

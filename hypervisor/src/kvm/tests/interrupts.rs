@@ -133,6 +133,14 @@ fn a_line_reaches_the_controllers() {
     assert_eq!(pic_requests() & 1 << 4, 0);
     machine.vm.set_irq_line(4, true).unwrap();
     assert_eq!(pic_requests() & 1 << 4, 1 << 4);
+    // A table of routes has nothing to do with lines.
+    machine
+        .vm
+        .wiring()
+        .set_routes(&[Route { gsi: 40, target: RouteTarget::Msi(message(0, VECTOR)) }])
+        .unwrap();
+    machine.vm.set_irq_line(3, true).unwrap();
+    assert_eq!(pic_requests() & 1 << 3, 1 << 3);
 }
 
 #[test]
