@@ -15,9 +15,12 @@ pub struct RestoreConfig {
     /// Whether all memory is populated first.
     #[serde(default)]
     pub prefault: bool,
-    /// When memory is read.
-    #[serde(default)]
-    pub memory_restore_mode: MemoryRestoreMode,
+    /// How memory comes back. Not given, each zone has the fastest way that it can have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_restore_mode: Option<MemoryRestoreMode>,
+    /// What is checked against its checksums before the VM runs. Not given, all of what is read by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<RestoreVerify>,
     /// Network devices whose taps are handed over, and how many each takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_fds: Option<Vec<RestoredNetConfig>>,
@@ -32,14 +35,27 @@ pub struct RestoreConfig {
     pub zone_updates: Vec<ZoneUpdate>,
 }
 
-/// When the memory of a restored VM is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How the memory of a restored VM comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemoryRestoreMode {
-    /// Before it runs.
-    #[default]
+    /// All of it is read before the VM runs.
     Copy,
-    /// When it is touched (userfaultfd).
+    /// The snapshot's file is mapped; a page is copied when it is written. Cumulet's own.
+    Cow,
+    /// Pages are read as they are touched.
     OnDemand,
+}
+
+/// What of a snapshot is checked against its checksums before the VM runs. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreVerify {
+    /// The manifest alone.
+    Off,
+    /// Besides, the state of processors and devices.
+    State,
+    /// Besides, memory.
+    Full,
 }
 
 /// A network device whose taps are handed over.

@@ -46,7 +46,7 @@ pub use self::{
     job::{JobInfo, JobKind, JobState, VmCancelJob},
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
-        MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreConfig, RestoredNetConfig,
+        MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreConfig, RestoreVerify, RestoredNetConfig,
         RestoredVfioConfig, SendMigrationData, TimeoutStrategy, ZoneUpdate,
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},

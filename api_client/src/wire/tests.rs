@@ -269,7 +269,7 @@ fn actions() {
     let restore: RestoreConfig = read(json!({ "source_url": "file:///s",
         "net_fds": [{ "id": "net_0", "num_fds": 1 }], "vfio_fds": null }))
     .unwrap();
-    assert_eq!(restore.memory_restore_mode, MemoryRestoreMode::Copy);
+    assert_eq!((restore.memory_restore_mode, restore.verify), (None, None));
     assert_eq!(restore.net_fds, Some(vec![RestoredNetConfig { id: "net_0".into(), num_fds: 1 }]));
     assert!(!restore.resume && !restore.prefault && restore.zone_updates.is_empty());
 

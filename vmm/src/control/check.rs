@@ -12,7 +12,7 @@ use crate::config::ConfigError;
 /// # Errors
 /// It says something that cannot be, or the same thing twice.
 pub(super) fn restore(said: &wire::RestoreConfig) -> Result<(), CommandError> {
-    if said.prefault && said.memory_restore_mode == wire::MemoryRestoreMode::OnDemand {
+    if said.prefault && said.memory_restore_mode == Some(wire::MemoryRestoreMode::OnDemand) {
         let what = "prefault and memory_restore_mode OnDemand exclude each other";
         return Err(CommandError::Request(what.to_owned()));
     }

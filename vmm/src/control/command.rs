@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::error::CommandError;
+use crate::snapshot::RestoreReport;
 
 /// Everything that changes a VM, or needs the machine. What merely asks does not come here: see
 /// [`Board`](super::Board).
@@ -107,6 +108,8 @@ pub enum Answer {
     Done,
     /// A device is now there.
     Added(wire::PciDeviceInfo),
+    /// A VM was restored, so.
+    Restored(Box<RestoreReport>),
 }
 
 /// Who is told what came of a command. Called once, on the control thread; it must not wait.

@@ -8,6 +8,8 @@ use crate::{
     cpu::VcpuError,
     jobs::CancelError,
     machine::{BuildError, LifeError},
+    memory::content::ContentError,
+    snapshot::{RestoreError, SaveError, UrlError},
 };
 
 /// A command that was refused, or failed. Clients match some of these words.
@@ -84,6 +86,23 @@ pub enum CommandError {
     /// A migration that cannot be. Clients know this as a failure, not as a mistake.
     #[error("{0}")]
     Migration(String),
+    /// Not as many descriptors came as the request says.
+    #[error("The request announces {announced} descriptors, {received} came with it")]
+    Descriptors {
+        /// What it says.
+        announced: usize,
+        /// What came.
+        received: usize,
+    },
+    /// The address of a snapshot is none.
+    #[error("Cannot find the snapshot")]
+    Url(#[from] UrlError),
+    /// No snapshot could be taken.
+    #[error("Cannot save the VM")]
+    Save(#[from] SaveError),
+    /// The snapshot cannot be restored.
+    #[error("Cannot restore the VM")]
+    Restore(#[from] RestoreError),
     /// It could be, but this version has no machinery for it.
     #[error("This version has no {0}")]
     Unavailable(&'static str),
@@ -118,7 +137,10 @@ impl CommandError {
             | Self::UnknownDisk(_)
             | Self::Job(CancelError::Unknown(_)) => FailureClass::NotFound,
             Self::Config(error) | Self::Build(BuildError::Config(error)) => class_of(error),
-            Self::Request(_) => FailureClass::Invalid,
+            Self::Restore(RestoreError::Config(error) | RestoreError::Build(BuildError::Config(error))) => {
+                class_of(error)
+            }
+            Self::Request(_) | Self::Descriptors { .. } => FailureClass::Invalid,
             Self::AlreadyCreated
             | Self::NotRunning
             | Self::Transition { .. }
@@ -133,6 +155,9 @@ impl CommandError {
             | Self::TooManyVsock
             | Self::Size(_)
             | Self::Migration(_)
+            | Self::Url(_)
+            | Self::Save(_)
+            | Self::Restore(_)
             | Self::Unavailable(_)
             | Self::Job(CancelError::Ended(_))
             | Self::Ending => FailureClass::Failed,
@@ -163,6 +188,13 @@ impl CommandError {
             Self::Size(_) => "size-invalid",
             Self::Migration(_) => "migration-invalid",
             Self::Request(_) => "request-invalid",
+            Self::Descriptors { .. } => "descriptors-mismatch",
+            Self::Url(_) => "snapshot-url",
+            Self::Save(_) => "snapshot-failed",
+            Self::Restore(RestoreError::Snapshot(_) | RestoreError::Form { .. }) => "snapshot-unusable",
+            Self::Restore(RestoreError::Content(ContentError::Damaged { .. })) => "snapshot-unusable",
+            Self::Restore(RestoreError::Edited(_)) => "config-edited",
+            Self::Restore(_) => "restore-failed",
             Self::Unavailable(_) => "unsupported",
             Self::Job(CancelError::Unknown(_)) => "unknown-job",
             Self::Job(CancelError::Ended(_)) => "job-ended",

@@ -24,7 +24,7 @@ use crate::{
     error::messages,
     events::Events,
     jobs::Jobs,
-    machine::{Host, Machine, consoles::Seat},
+    machine::{Host, Machine, attach::terminal::Existing, consoles::Seat},
 };
 
 pub(super) type Outcome = Result<Answer, CommandError>;
@@ -53,6 +53,8 @@ pub(super) struct Stored {
 #[derive(Debug)]
 pub(super) struct Booted {
     pub(super) machine: Machine,
+    /// What the configuration came to.
+    pub(super) config: VmConfig,
     pub(super) paused: bool,
 }
 
@@ -89,8 +91,8 @@ impl Life {
             Command::ResizeZone(said) => self.resize_zone(&said),
             Command::Add(addition) => self.add(*addition),
             Command::Remove(said) => self.remove(&said.id),
-            Command::Snapshot(_) => self.snapshot(),
-            Command::Restore(restore) => self.restore(&restore.said),
+            Command::Snapshot(said) => self.snapshot(&said),
+            Command::Restore(restore) => self.restore(*restore),
             Command::Coredump(_) => self.coredump(),
             Command::SendMigration(said) => self.send_migration(&said),
             Command::ReceiveMigration(receive) => self.receive_migration(&receive.said),
@@ -181,25 +183,25 @@ impl Life {
         let job = self.jobs.begin(JobKind::Boot, "configuration");
         let built = self.try_build(&job);
         job.end(built.as_ref().map(|_| ()).map_err(|error| messages(error)));
-        let machine = built?;
+        let (machine, config) = built?;
         self.board.gauge(Some(&machine));
         (self.on_boot)(&machine);
-        let booted = self.booted.insert(Booted { machine, paused: false });
+        let booted = self.booted.insert(Booted { machine, config, paused: false });
         booted.machine.resume();
         Ok(())
     }
 
-    fn try_build(&mut self, job: &crate::jobs::Job) -> Result<Machine, CommandError> {
+    fn try_build(&mut self, job: &crate::jobs::Job) -> Result<(Machine, VmConfig), CommandError> {
         let stored = self.stored.as_mut().ok_or(CommandError::ConfigMissing)?;
         let config = stored.effective()?;
         job.progress().phase("machine", None);
         let machine = Machine::boot(&config, &self.host).map_err(CommandError::Build)?;
         self.name_ptys();
-        Ok(machine)
+        Ok((machine, config))
     }
 
     /// Where the consoles' pseudo-terminals are: clients read it in the configuration.
-    fn name_ptys(&mut self) {
+    pub(super) fn name_ptys(&mut self) {
         let Some(Stored { said, .. }) = &mut self.stored else { return };
         let name = |mode: ConsoleMode, seat: Seat, file: &mut Option<PathBuf>| {
             if mode == ConsoleMode::Pty
@@ -224,7 +226,7 @@ impl Life {
         Ok(Answer::Done)
     }
 
-    fn resume(&mut self) -> Outcome {
+    pub(super) fn resume(&mut self) -> Outcome {
         self.events().tell("vm", "resuming");
         let booted = self.booted.as_mut().ok_or(CommandError::NotRunning)?;
         if !booted.paused {
@@ -244,24 +246,6 @@ impl Life {
     fn nmi(&mut self) -> Outcome {
         self.booted.as_ref().ok_or(CommandError::NotRunning)?.machine.vcpus().inject_nmi()?;
         Ok(Answer::Done)
-    }
-
-    fn snapshot(&mut self) -> Outcome {
-        self.events().tell("vm", "snapshotting");
-        let booted = self.booted.as_ref().ok_or(CommandError::NotRunning)?;
-        if !booted.paused {
-            return Err(CommandError::SnapshotWhileRunning);
-        }
-        Err(CommandError::Unavailable("snapshots"))
-    }
-
-    fn restore(&mut self, said: &wire::RestoreConfig) -> Outcome {
-        self.events().tell("vm", "restoring");
-        if self.stored.is_some() {
-            return Err(CommandError::AlreadyCreated);
-        }
-        super::check::restore(said)?;
-        Err(CommandError::Unavailable("restore"))
     }
 
     fn coredump(&mut self) -> Outcome {
@@ -311,7 +295,7 @@ fn prepare_consoles(said: &wire::VmConfig, host: &Host) -> Result<(), CommandErr
     let (serial, console) = VmConfig::consoles_from_wire(said).map_err(CommandError::ConsoleConfig)?;
     for (seat, name, target) in [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)] {
         host.consoles
-            .prepare(seat, &target)
+            .prepare(seat, &target, Existing::Truncate)
             .map_err(|source| CommandError::Console { console: name, source })?;
     }
     Ok(())

@@ -12,6 +12,7 @@ mod edit;
 mod error;
 mod life;
 mod run;
+mod saved;
 mod signals;
 #[cfg(test)]
 pub(crate) mod tests;

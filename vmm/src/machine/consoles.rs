@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::attach::{
     AttachError,
-    terminal::{self, Opened},
+    terminal::{self, Existing, Opened},
 };
 use crate::config::ConsoleTarget;
 
@@ -65,8 +65,13 @@ impl Consoles {
     ///
     /// # Errors
     /// It cannot be opened, made or listened on.
-    pub fn prepare(&self, seat: Seat, target: &ConsoleTarget) -> Result<(), AttachError> {
-        let opened = terminal::open(target)?;
+    pub fn prepare(
+        &self,
+        seat: Seat,
+        target: &ConsoleTarget,
+        existing: Existing,
+    ) -> Result<(), AttachError> {
+        let opened = terminal::open(target, existing)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
         let opened = opened.map(|opened| (target.clone(), opened));
         *self.place(seat).lock() = Place { opened, pty, _socket: SocketFile::of(target) };
@@ -83,7 +88,7 @@ impl Consoles {
         if prepared.is_some() {
             return Ok(prepared.map(|opened| opened.terminal));
         }
-        let opened = terminal::open(target)?;
+        let opened = terminal::open(target, Existing::Truncate)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
         *place = Place { opened: None, pty, _socket: SocketFile::of(target) };
         Ok(opened.map(|opened| opened.terminal))

@@ -11,10 +11,7 @@ mod report;
 mod restore;
 mod save;
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -24,22 +21,6 @@ pub use self::{
     restore::{Opened, Request, RestoreError, Revived, Verify},
     save::{SaveError, save},
 };
-
-/// How far a snapshot or a restore has come, in bytes of guest memory. Read by whoever wants to know.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Bytes done.
-    pub done: AtomicU64,
-    /// Bytes in all, once that is known.
-    pub total: AtomicU64,
-}
-
-impl Progress {
-    /// Bytes done, and in all.
-    pub fn get(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-}
 
 /// An address of a snapshot that is none.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

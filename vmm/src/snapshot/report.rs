@@ -9,7 +9,7 @@ use super::Verify;
 use crate::{memory::content::ZoneMode, phases::Phase};
 
 /// What a snapshot came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SaveReport {
     /// Where it is.
     pub directory: PathBuf,
@@ -24,7 +24,7 @@ pub struct SaveReport {
 }
 
 /// What a restore came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RestoreReport {
     /// Where from.
     pub directory: PathBuf,
@@ -63,6 +63,15 @@ impl fmt::Display for RestoreReport {
             writeln!(f, "  edited since the snapshot: {}", self.edited.join(", "))?;
         }
         write!(f, "{}", self.commit)
+    }
+}
+
+impl fmt::Display for SaveReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { directory, root, memory_bytes, phases, total_ns } = self;
+        write!(f, "saved {} in {}", directory.display(), Milliseconds(*total_ns))?;
+        write!(f, ": {memory_bytes} bytes of memory, checksum of all {root:#010x}")?;
+        phases.iter().try_for_each(|Phase { name, ns, .. }| write!(f, ", {name} {}", Milliseconds(*ns)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use api_client::wire;
@@ -15,9 +15,10 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use vm_migration::snapshot::{MANIFEST, MEMORY, Snapshot, SnapshotError};
 
-use super::{EditError, Progress, RestoreReport, edits::edits};
+use super::{EditError, RestoreReport, edits::edits};
 use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
+    jobs::Progress,
     layout::Layout,
     machine::{BuildError, Host, Machine, MachineState, Restored},
     memory::{
@@ -127,6 +128,8 @@ pub struct Revived {
     pub said: wire::VmConfig,
     /// What that came to.
     pub config: VmConfig,
+    /// Numbers the ids that are given from now on.
+    pub ids: IdCounter,
     /// How it went.
     pub report: RestoreReport,
 }
@@ -151,11 +154,11 @@ impl Opened {
     pub fn revive(
         self,
         host: &Host,
-        ids: &mut IdCounter,
+        mut ids: IdCounter,
         progress: &Progress,
     ) -> Result<Revived, RestoreError> {
         let Self { request, mut phases, snapshot, edited, mut said } = self;
-        let mut config = VmConfig::from_wire(&mut said, ids)?;
+        let mut config = VmConfig::from_wire(&mut said, &mut ids)?;
         for zone in &mut config.memory {
             zone.prefault = request.prefault;
         }
@@ -166,8 +169,8 @@ impl Opened {
         let file = Arc::new(snapshot.open_memory()?);
         let memory =
             phases.time("memory", || bring_back(&request, &config, &plan, &snapshot, &file, progress))?;
-        let (memory, verified) = memory;
-        let memory_bytes = progress.done.load(Ordering::Relaxed);
+        let (memory, verified, memory_bytes) = memory;
+        progress.phase("machine", None);
         let directory = request.source;
         let state = MachineState::new(snapshot.into_sections());
         let restored = Restored { layout, memory, state, cpu };
@@ -182,7 +185,7 @@ impl Opened {
             phases: phases.done().to_vec(),
             commit: machine.report().clone(),
         };
-        Ok(Revived { machine, said, config, report })
+        Ok(Revived { machine, said, config, ids, report })
     }
 }
 
@@ -194,22 +197,23 @@ fn bring_back(
     snapshot: &Snapshot,
     file: &Arc<File>,
     progress: &Progress,
-) -> Result<(GuestMemory, Verify), RestoreError> {
+) -> Result<(GuestMemory, Verify, u64), RestoreError> {
     let table = &snapshot.manifest.memory;
     let path = request.source.join(MEMORY);
     let copied = |zone: &str| plan.mode(zone) == Some(MemoryMode::Copy);
     let all_copied = plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy);
     let default = if all_copied { Verify::Full } else { Verify::State };
     let verify = request.verify.unwrap_or(default);
-    progress.total.store(table.chunks.count().saturating_mul(table.chunk_size), Ordering::Relaxed);
+    let bytes = plan.bytes_to_read(table);
+    progress.phase("memory", Some(bytes));
     if verify == Verify::Full {
         // What is copied is checked on its way.
         content::verify(table, file, &path, !all_copied)?;
     }
     let memory = GuestMemory::map_restored(&config.memory, plan, table, file)?;
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
-    content::load(&to_copy, table, file, &path, verify != Verify::Off, &progress.done)?;
-    Ok((memory, verify))
+    content::load(&to_copy, table, file, &path, verify != Verify::Off, progress)?;
+    Ok((memory, verify, bytes))
 }
 
 /// The configuration now, and what was edited of it.

@@ -8,9 +8,10 @@ use serde_json::value::{RawValue, to_raw_value};
 use thiserror::Error;
 use vm_migration::snapshot::{FORMAT, Manifest, MemoryTable, SnapshotError, SnapshotWriter};
 
-use super::{Progress, SaveReport};
+use super::SaveReport;
 use crate::{
     config::VmConfig,
+    jobs::Progress,
     machine::{Machine, StateError},
     memory::content::{self, ContentError, is_kept_in_snapshot},
     phases::Phases,
@@ -57,10 +58,12 @@ pub fn save(
     let zones = config.memory.iter().map(|zone| (zone.id.as_str(), zone.size, is_kept_in_snapshot(zone)));
     let mut table = MemoryTable::new(zones).ok_or(SaveError::Size { size: config.memory_size() })?;
     let memory = machine.memory().zones();
+    progress.phase("memory", None);
     let memory_bytes = phases.time("memory", || {
         let path = writer.memory_path();
-        content::save(&memory, &mut table, writer.memory(), &path, &progress.done)
+        content::save(&memory, &mut table, writer.memory(), &path, progress)
     })?;
+    progress.phase("write and sync", None);
     let text = serde_json::to_string(said)?;
     let (cpu, layout, config) = (raw(&cpu)?, raw(machine.layout())?, RawValue::from_string(text.clone())?);
     let manifest = phases.time("write and sync", || {

@@ -34,17 +34,26 @@ pub struct Opened {
     pub pty: Option<PathBuf>,
 }
 
+/// What becomes of a file that a console writes to, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It begins anew, with the machine.
+    Truncate,
+    /// It goes on, as a restored machine does.
+    Append,
+}
+
 /// Opens a target; `None` if there shall be no device.
 ///
 /// # Errors
 /// Something cannot be opened, made or listened on.
-pub fn open(target: &ConsoleTarget) -> Result<Option<Opened>, AttachError> {
+pub fn open(target: &ConsoleTarget, existing: Existing) -> Result<Option<Opened>, AttachError> {
     let opened = match target {
         ConsoleTarget::Off => return Ok(None),
         ConsoleTarget::Null => Terminal::null(),
         ConsoleTarget::Tty => return standard().map(|terminal| Some(Opened { terminal, pty: None })),
         ConsoleTarget::Pty => return pseudo_terminal().map(Some),
-        ConsoleTarget::File(path) => Terminal::file(create(path)?),
+        ConsoleTarget::File(path) => Terminal::file(create(path, existing)?),
         ConsoleTarget::Socket(path) => {
             let listener = UnixListener::bind(path)
                 .map_err(|source| AttachError::Open { path: path.clone(), source })?;
@@ -83,11 +92,12 @@ fn pseudo_terminal() -> Result<Opened, AttachError> {
     Ok(Opened { terminal, pty: Some(name.into()) })
 }
 
-fn create(path: &Path) -> Result<File, AttachError> {
+fn create(path: &Path, existing: Existing) -> Result<File, AttachError> {
     OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .append(existing == Existing::Append)
+        .truncate(existing == Existing::Truncate)
         .open(path)
         .map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
 }

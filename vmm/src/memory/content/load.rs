@@ -5,23 +5,20 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::MemoryTable;
 
 use super::{
-    CHUNKS_PER_THREAD, ContentError,
+    CHUNKS_PER_THREAD, ContentError, Tally,
     pages::{filled, is_zero},
 };
 use crate::parallel;
 
 /// Reads the content of those zones, which are zero before, out of `file`; with `check` each chunk is checked
-/// before it is copied. `read` counts bytes as they are read.
+/// before it is copied. `tally` is told of bytes as they are read.
 ///
 /// # Errors
 /// The file cannot be read, or a chunk is not what was saved.
@@ -31,7 +28,7 @@ pub fn load(
     file: &File,
     path: &Path,
     check: bool,
-    read: &AtomicU64,
+    tally: &dyn Tally,
 ) -> Result<(), ContentError> {
     let size = table.chunk_size;
     let mut work = Vec::new();
@@ -44,11 +41,14 @@ pub fn load(
     }
     let length = usize::try_from(size).unwrap_or(usize::MAX);
     parallel::for_each(&work, CHUNKS_PER_THREAD, length, |(mapping, within, chunk, digest), buffer| {
+        if tally.is_cancelled() {
+            return Err(ContentError::Cancelled);
+        }
         fetch(file, path, *chunk, size, buffer)?;
         if check {
             compare(path, chunk * size, buffer, *digest)?;
         }
-        read.fetch_add(size, Ordering::Relaxed);
+        tally.add(size);
         let bytes = buffer.get(..buffer.len().min(mapping.size() - start_of(*within))).unwrap_or_default();
         for run in filled(bytes) {
             let at = start_of(*within) + run.start;

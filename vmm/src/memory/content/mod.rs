@@ -9,6 +9,7 @@ mod load;
 mod pages;
 mod plan;
 mod save;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod touched;
@@ -21,6 +22,7 @@ pub use self::{
     load::{load, verify},
     plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
     save::save,
+    tally::Tally,
 };
 
 /// Chunks for which a thread of its own is worth it.
@@ -66,6 +68,9 @@ pub enum ContentError {
         /// Checksum of what was saved.
         expected: u32,
     },
+    /// Somebody asked for it to be given up.
+    #[error("given up, as was asked for")]
+    Cancelled,
     /// Zones of the snapshot and of the configuration differ.
     #[error("memory zone {zone}: {why}")]
     Zone {

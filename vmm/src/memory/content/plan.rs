@@ -118,6 +118,18 @@ impl RestorePlan {
         Ok(plan)
     }
 
+    /// Bytes of the memory file that are read before the guest runs, whole chunks.
+    pub fn bytes_to_read(&self, table: &MemoryTable) -> u64 {
+        let size = table.chunk_size;
+        let copied = self.zones.iter().filter(|zone| zone.mode == MemoryMode::Copy);
+        let chunks = copied.filter_map(|zone| {
+            let content = table.zone(&zone.zone)?;
+            let chunks = content.offset? / size..content.offset?.saturating_add(content.size).div_ceil(size);
+            Some(table.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)).count() as u64)
+        });
+        chunks.fold(0, |sum, chunks| sum.saturating_add(chunks.saturating_mul(size)))
+    }
+
     /// The mode of a zone.
     pub fn mode(&self, zone: &str) -> Option<MemoryMode> {
         self.zones.iter().find(|found| found.zone == zone).map(|found| found.mode)

@@ -14,7 +14,7 @@ use std::{
 use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::{ChunkDigests, MemoryTable};
 
-use super::{CHUNKS_PER_THREAD, ContentError, pages::filled, touched::touched};
+use super::{CHUNKS_PER_THREAD, ContentError, Tally, pages::filled, touched::touched};
 use crate::parallel;
 
 /// A chunk of a zone that may not be zero.
@@ -29,7 +29,7 @@ struct Chunk<'zone> {
 }
 
 /// Writes the zones that `table` keeps into `file`, sparse, and their checksums into `table`. The guest must
-/// stand still. `written` counts bytes as they are written. Returns the number of bytes that were.
+/// stand still. `tally` is told of bytes as they are written. Returns the number of bytes that were.
 ///
 /// # Errors
 /// The file cannot be written, or the kernel does not tell what was touched.
@@ -38,7 +38,7 @@ pub fn save(
     table: &mut MemoryTable,
     file: &File,
     path: &Path,
-    written: &AtomicU64,
+    tally: &dyn Tally,
 ) -> Result<u64, ContentError> {
     let failed = |offset| {
         move |source| ContentError::File { operation: "write", path: path.to_owned(), offset, source }
@@ -68,7 +68,11 @@ pub fn save(
         }
     }
     let length = usize::try_from(size).unwrap_or(usize::MAX);
+    let written = AtomicU64::new(0);
     let mut digests = parallel::for_each(&work, CHUNKS_PER_THREAD, length, |chunk, buffer| {
+        if tally.is_cancelled() {
+            return Err(ContentError::Cancelled);
+        }
         let Some(bytes) = fetch(chunk, buffer) else { return Ok(None) };
         let runs = filled(bytes);
         if runs.is_empty() {
@@ -79,6 +83,7 @@ pub fn save(
             let content = bytes.get(run).unwrap_or_default();
             file.write_all_at(content, at).map_err(failed(at))?;
             written.fetch_add(content.len() as u64, Ordering::Relaxed);
+            tally.add(content.len() as u64);
         }
         // The last chunk of a zone is filled up with zeros, as the file is.
         Ok(Some((chunk.offset / size, crc32c::crc32c(bytes))))

@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
 };
 
 use vm_memory::{MmapRegion, VolatileMemory};
@@ -74,7 +74,7 @@ fn saved(shared: bool) -> Saved {
     let sizes = zones.iter().map(|zone| (zone.id.as_str(), zone.size, true));
     let mut table = MemoryTable::new(sizes).unwrap();
     let file = Arc::new(tempfile::tempfile().unwrap());
-    let stored = save(&memory, &mut table, &file, &path(), &AtomicU64::new(0)).unwrap();
+    let stored = save(&memory, &mut table, &file, &path(), &()).unwrap();
     Saved { zones, table, file, stored }
 }
 
@@ -83,7 +83,7 @@ fn restored(saved: &Saved, mode: Option<MemoryMode>) -> Vec<(String, Arc<MmapReg
     let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
     let copied: Vec<_> =
         memory.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy)).cloned().collect();
-    load(&copied, &saved.table, &saved.file, &path(), true, &AtomicU64::new(0)).unwrap();
+    load(&copied, &saved.table, &saved.file, &path(), true, &()).unwrap();
     memory
 }
 
@@ -114,7 +114,7 @@ fn every_mode_brings_it_back() {
         verify(&saved.table, &saved.file, &path(), true).unwrap();
         let mut table = saved.table.clone();
         let again = tempfile::tempfile().unwrap();
-        let stored = save(&memory, &mut table, &again, &path(), &AtomicU64::new(0)).unwrap();
+        let stored = save(&memory, &mut table, &again, &path(), &()).unwrap();
         assert_eq!(stored, saved.stored + PAGE, "{mode:?}");
     }
 }
@@ -158,7 +158,7 @@ fn a_zones_own_file_keeps_its_content() {
     let keep = super::is_kept_in_snapshot(&zones[0]);
     let mut table = MemoryTable::new([("a", zones[0].size, keep)]).unwrap();
     let file = tempfile::tempfile().unwrap();
-    assert_eq!(save(&memory, &mut table, &file, &path(), &AtomicU64::new(0)).unwrap(), 0);
+    assert_eq!(save(&memory, &mut table, &file, &path(), &()).unwrap(), 0);
     assert_eq!((table.size, table.chunks.count()), (0, 0));
     // Many machines from one template: each maps the file privately.
     let mut private = zones.clone();
@@ -195,7 +195,7 @@ fn damage_is_found_before_it_is_used() {
     damage(40 * CHUNK_SIZE + 5);
     let plan = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Copy)).unwrap();
     let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
-    let error = load(&memory, &saved.table, &saved.file, &path(), true, &AtomicU64::new(0)).unwrap_err();
+    let error = load(&memory, &saved.table, &saved.file, &path(), true, &()).unwrap_err();
     assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
 }
 
@@ -205,9 +205,9 @@ fn files_that_cannot_be_written_or_read_are_named() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let memory = restored(&saved, None);
     let mut table = saved.table.clone();
-    let error = save(&memory, &mut table, &full, Path::new("target/memory-ranges"), &AtomicU64::new(0));
+    let error = save(&memory, &mut table, &full, Path::new("target/memory-ranges"), &());
     assert!(error.unwrap_err().to_string().contains("cannot write target/memory-ranges"));
     let short = tempfile::tempfile().unwrap();
-    let error = load(&memory, &saved.table, &short, &path(), true, &AtomicU64::new(0)).unwrap_err();
+    let error = load(&memory, &saved.table, &short, &path(), true, &()).unwrap_err();
     assert!(matches!(error, ContentError::File { operation: "read", .. }));
 }

@@ -1,0 +1,181 @@
+//! Snapshots of the VM, and the VM out of a snapshot.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+
+use api_client::wire::{self, JobKind, MemoryRestoreMode, RestoreVerify};
+
+use super::{
+    check,
+    command::{Answer, Restore},
+    error::CommandError,
+    life::{Booted, Life, Outcome, Stored},
+};
+use crate::{
+    config::{VmConfig, wire::IdCounter},
+    error::messages,
+    jobs::Job,
+    machine::{attach::terminal::Existing, consoles::Seat},
+    memory::content::MemoryMode,
+    snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
+};
+
+impl Life {
+    /// Saves the paused VM into a directory. It stays paused.
+    pub(super) fn snapshot(&mut self, said: &wire::VmSnapshotConfig) -> Outcome {
+        self.events().tell("vm", "snapshotting");
+        let booted = self.booted.as_ref().ok_or(CommandError::NotRunning)?;
+        let stored = self.stored.as_ref().ok_or(CommandError::NotRunning)?;
+        if !booted.paused {
+            return Err(CommandError::SnapshotWhileRunning);
+        }
+        let target = snapshot::directory(&said.destination_url)?;
+        let job = self.jobs.begin(JobKind::Snapshot, "state");
+        let saved =
+            snapshot::save(&booted.machine, &stored.said, &booted.config, &target, job.progress());
+        end(job, &saved);
+        let report = saved?;
+        log::info!("{report}");
+        let root = format!("{:#010x}", report.root);
+        let (bytes, ns) = (report.memory_bytes.to_string(), report.total_ns.to_string());
+        let properties = [("root", root.as_str()), ("memory_bytes", &bytes), ("total_ns", &ns)];
+        self.events().tell_with("vm", "snapshotted", &properties);
+        Ok(Answer::Done)
+    }
+
+    /// Makes the VM that a snapshot holds. It is paused, or runs if that was asked for.
+    pub(super) fn restore(&mut self, restore: Restore) -> Outcome {
+        self.events().tell("vm", "restoring");
+        if self.stored.is_some() {
+            return Err(CommandError::AlreadyCreated);
+        }
+        let resume = restore.said.resume;
+        let job = self.jobs.begin(JobKind::Restore, "read state");
+        let revived = self.revive(restore, &job);
+        if revived.is_err() {
+            // Whatever was opened for it is closed again: the next request finds nothing of this one.
+            self.host.consoles.forget();
+            while self.host.requests.take().is_some() {}
+        }
+        end(job, &revived);
+        let Revived { machine, said, config, ids, report } = revived?;
+        self.stored = Some(Stored { said, ids });
+        self.name_ptys();
+        self.board.gauge(Some(&machine));
+        (self.on_boot)(&machine);
+        self.booted = Some(Booted { machine, config, paused: true });
+        self.tell_restored(&report);
+        if resume {
+            self.resume()?;
+        }
+        Ok(Answer::Restored(Box::new(report)))
+    }
+
+    fn revive(&self, restore: Restore, job: &Job) -> Result<Revived, CommandError> {
+        let Restore { said, descriptors } = restore;
+        check::restore(&said)?;
+        let memory = match said.memory_restore_mode {
+            None => None,
+            Some(MemoryRestoreMode::Copy) => Some(MemoryMode::Copy),
+            Some(MemoryRestoreMode::Cow) => Some(MemoryMode::Cow),
+            Some(MemoryRestoreMode::OnDemand) => {
+                return Err(CommandError::Unavailable("memory that is paged in on demand"));
+            }
+        };
+        let verify = said.verify.map(|verify| match verify {
+            RestoreVerify::Off => Verify::Off,
+            RestoreVerify::State => Verify::State,
+            RestoreVerify::Full => Verify::Full,
+        });
+        let source = snapshot::directory(&said.source_url)?;
+        let mut opened = Opened::open(Request { source, memory, verify, prefault: said.prefault })?;
+        hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
+        update_zones(&mut opened.said, &said.zone_updates)?;
+        let (serial, console) =
+            VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
+        for (seat, name, target) in [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)] {
+            self.host
+                .consoles
+                .prepare(seat, &target, Existing::Append)
+                .map_err(|source| CommandError::Console { console: name, source })?;
+        }
+        Ok(opened.revive(&self.host, IdCounter::default(), job.progress())?)
+    }
+
+    /// Tells everybody how it went.
+    fn tell_restored(&self, report: &RestoreReport) {
+        log::info!("{report}");
+        let commit = &report.commit;
+        let modes: Vec<String> =
+            report.memory.iter().map(|zone| format!("{}={}", zone.zone, zone.mode)).collect();
+        let mut properties = vec![
+            ("memory".to_owned(), modes.join(",")),
+            ("total_ns".to_owned(), report.total_ns.to_string()),
+            ("kernel_calls".to_owned(), commit.operations.kernel_calls().to_string()),
+            ("doorbells_late".to_owned(), commit.doorbells_late.to_string()),
+            ("commit_ns".to_owned(), commit.total_ns.to_string()),
+        ];
+        properties.extend(report.phases.iter().map(|phase| {
+            let name = phase.name.replace(' ', "_");
+            (format!("phase_{name}_ns"), phase.ns.to_string())
+        }));
+        let properties: Vec<(&str, &str)> =
+            properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.events().tell_with("vm", "restored", &properties);
+    }
+}
+
+fn end<T, E: std::error::Error>(job: Job, result: &Result<T, E>) {
+    job.end(result.as_ref().map(|_| ()).map_err(|error| messages(error)));
+}
+
+/// Gives network devices the descriptors that came with the request, in its order.
+fn hand_over(
+    said: &mut wire::VmConfig,
+    wanted: &[wire::RestoredNetConfig],
+    descriptors: Vec<OwnedFd>,
+) -> Result<(), CommandError> {
+    let announced = wanted.iter().fold(0usize, |sum, net| sum.saturating_add(net.num_fds));
+    if announced != descriptors.len() {
+        return Err(CommandError::Descriptors { announced, received: descriptors.len() });
+    }
+    let mut descriptors = descriptors.into_iter().map(Arc::new);
+    let mut given: BTreeMap<&str, Vec<Arc<OwnedFd>>> = BTreeMap::new();
+    for net in wanted {
+        given.insert(&net.id, descriptors.by_ref().take(net.num_fds).collect());
+    }
+    for net in said.net.iter_mut().flatten() {
+        let id = net.id.as_deref().unwrap_or_default();
+        let saved = net.fds.as_ref().map_or(0, Vec::len);
+        match given.remove(id) {
+            Some(now) if saved > 0 && now.len() != saved => {
+                let why = format!("net_fds: {id} had {saved} descriptors, {} are given", now.len());
+                return Err(CommandError::Request(why));
+            }
+            Some(now) => {
+                net.fds = Some(vec![-1; now.len()]);
+                net.descriptors = wire::Descriptors(now);
+            }
+            None if saved > 0 => {
+                let why = format!("net_fds: {id} had {saved} descriptors, none is given");
+                return Err(CommandError::Request(why));
+            }
+            None => {}
+        }
+    }
+    for id in given.keys() {
+        log::warn!("net_fds: the snapshot has no network device {id}");
+    }
+    Ok(())
+}
+
+/// Lets memory zones come from other nodes of the host.
+fn update_zones(said: &mut wire::VmConfig, updates: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
+    for update in updates {
+        let mut zones = said.memory.zones.iter_mut().flatten();
+        let zone = zones
+            .find(|zone| zone.id == update.id)
+            .ok_or_else(|| CommandError::UnknownZone(update.id.clone()))?;
+        zone.host_numa_node = Some(update.host_numa_node);
+    }
+    Ok(())
+}
