@@ -25,6 +25,7 @@ use crate::{
     events::Events,
     jobs::Jobs,
     machine::{Host, Machine, attach::terminal::Existing, consoles::Seat},
+    memory::demand::Pager,
 };
 
 pub(super) type Outcome = Result<Answer, CommandError>;
@@ -172,7 +173,13 @@ impl Life {
 
     fn take_down(&mut self) {
         self.board.gauge(None);
-        self.booted = None;
+        if let Some(booted) = self.booted.take()
+            && booted.machine.memory().pager().is_some_and(Pager::has_failed)
+        {
+            // Whoever waits for a page that cannot be had waits until the process ends: let go, it would find
+            // zeros there, and a disk would be written with them.
+            std::mem::forget(booted);
+        }
         self.host.consoles.forget();
         // What the old machine's processors asked for on their way out is no concern of the next one.
         while self.host.requests.take().is_some() {}

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
 use api_client::wire::{self, JobKind, MemoryRestoreMode, RestoreVerify};
 
+use devices::{GuestRequest, RequestSink};
+
 use super::{
     check,
     command::{Answer, Restore},
@@ -15,7 +17,7 @@ use crate::{
     error::messages,
     jobs::Job,
     machine::{attach::terminal::Existing, consoles::Seat},
-    memory::content::MemoryMode,
+    memory::{content::MemoryMode, demand::OnFailure},
     snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
 };
 
@@ -30,8 +32,7 @@ impl Life {
         }
         let target = snapshot::directory(&said.destination_url)?;
         let job = self.jobs.begin(JobKind::Snapshot, "state");
-        let saved =
-            snapshot::save(&booted.machine, &stored.said, &booted.config, &target, job.progress());
+        let saved = snapshot::save(&booted.machine, &stored.said, &booted.config, &target, job.progress());
         end(job, &saved);
         let report = saved?;
         log::info!("{report}");
@@ -77,9 +78,7 @@ impl Life {
             None => None,
             Some(MemoryRestoreMode::Copy) => Some(MemoryMode::Copy),
             Some(MemoryRestoreMode::Cow) => Some(MemoryMode::Cow),
-            Some(MemoryRestoreMode::OnDemand) => {
-                return Err(CommandError::Unavailable("memory that is paged in on demand"));
-            }
+            Some(MemoryRestoreMode::OnDemand) => Some(MemoryMode::OnDemand),
         };
         let verify = said.verify.map(|verify| match verify {
             RestoreVerify::Off => Verify::Off,
@@ -92,13 +91,22 @@ impl Life {
         update_zones(&mut opened.said, &said.zone_updates)?;
         let (serial, console) =
             VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
-        for (seat, name, target) in [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)] {
+        for (seat, name, target) in
+            [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)]
+        {
             self.host
                 .consoles
                 .prepare(seat, &target, Existing::Append)
                 .map_err(|source| CommandError::Console { console: name, source })?;
         }
-        Ok(opened.revive(&self.host, IdCounter::default(), job.progress())?)
+        let (requests, events) = (Arc::clone(&self.host.requests), self.host.events.clone());
+        let on_memory_failure: OnFailure = Box::new(move |error| {
+            let error = crate::error::chain(error);
+            log::error!("the guest's memory cannot be brought in: {error}");
+            events.tell_with("vm", "memory-failed", &[("error", &error)]);
+            requests.request(GuestRequest::Failed);
+        });
+        Ok(opened.revive(&self.host, IdCounter::default(), job.progress(), on_memory_failure)?)
     }
 
     /// Tells everybody how it went.

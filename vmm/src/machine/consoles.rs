@@ -65,12 +65,7 @@ impl Consoles {
     ///
     /// # Errors
     /// It cannot be opened, made or listened on.
-    pub fn prepare(
-        &self,
-        seat: Seat,
-        target: &ConsoleTarget,
-        existing: Existing,
-    ) -> Result<(), AttachError> {
+    pub fn prepare(&self, seat: Seat, target: &ConsoleTarget, existing: Existing) -> Result<(), AttachError> {
         let opened = terminal::open(target, existing)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
         let opened = opened.map(|opened| (target.clone(), opened));

@@ -83,7 +83,6 @@ pub struct NamedDevice {
 /// A built machine. Made paused.
 pub struct Machine {
     layout: Layout,
-    memory: GuestMemory,
     // The order of the fields is the order in which they go: processors before what they reach.
     vcpus: Vcpus,
     /// Registers the doorbells that a restore left for later.
@@ -96,6 +95,8 @@ pub struct Machine {
     /// The guest's clock while it stands still.
     stopped_clock: Option<VmClock>,
     report: CommitReport,
+    // Last: until nobody can touch it any more, missing pages are brought in.
+    memory: GuestMemory,
 }
 
 impl Machine {

@@ -87,6 +87,9 @@ pub enum BackingError {
         #[source]
         source: io::Error,
     },
+    /// Pages cannot be brought in as they are touched.
+    #[error("guest memory cannot be paged in on demand: userfaultfd")]
+    Pager(#[source] io::Error),
     /// The kernel does not take an advice about the mapping.
     #[error("memory zone {zone}: cannot {what}")]
     Advise {

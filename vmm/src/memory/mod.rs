@@ -6,6 +6,7 @@
 
 mod backing;
 pub mod content;
+pub mod demand;
 mod mapping;
 
 use std::{collections::BTreeMap, fs::File, sync::Arc};
@@ -15,13 +16,18 @@ use vm_memory::{FileOffset, MmapRegion};
 use vm_migration::snapshot::MemoryTable;
 
 pub use self::backing::{Backing, BackingError};
-use self::content::{MemoryMode, RestorePlan};
+use self::{
+    content::{MemoryMode, RestorePlan},
+    demand::{OnFailure, Pager, Source},
+};
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
 
 /// The host memory of all zones, by zone id.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     zones: BTreeMap<String, Arc<MmapRegion>>,
+    /// Brings in what is missing, if anything can be.
+    pager: Option<Pager>,
 }
 
 impl GuestMemory {
@@ -31,7 +37,7 @@ impl GuestMemory {
     /// The host refuses; the error names the zone, the size and the cause.
     pub fn map(zones: &[MemoryZoneConfig]) -> Result<Self, BackingError> {
         let mapped = zones.iter().map(|zone| Ok((zone.id.clone(), Backing::of(zone).map()?)));
-        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()? })
+        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, pager: None })
     }
 
     /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
@@ -57,7 +63,34 @@ impl GuestMemory {
             };
             Ok((zone.id.clone(), mapping))
         });
-        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()? })
+        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, pager: None })
+    }
+
+    /// Has the zones that `plan` pages in brought in as they are touched. Nothing of them has been.
+    ///
+    /// # Errors
+    /// The host has no userfaultfd that this process may use.
+    pub fn page_in(
+        &mut self,
+        plan: &RestorePlan,
+        source: Source,
+        on_failure: OnFailure,
+    ) -> Result<(), BackingError> {
+        let zones: Vec<_> = self
+            .zones
+            .iter()
+            .filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::OnDemand))
+            .filter_map(|(zone, mapping)| Some((Arc::clone(mapping), source.table.zone(zone)?.offset?)))
+            .collect();
+        if !zones.is_empty() {
+            self.pager = Some(Pager::start(zones, source, on_failure).map_err(BackingError::Pager)?);
+        }
+        Ok(())
+    }
+
+    /// What brings in missing pages, if some may be missing.
+    pub fn pager(&self) -> Option<&Pager> {
+        self.pager.as_ref()
     }
 
     /// The zones and their memory, in the order of their ids.

@@ -1,12 +1,6 @@
 //! A directory into a machine: everything is checked before anything is built.
 
-use std::{
-    fmt,
-    fs::File,
-    path::PathBuf,
-    str::FromStr,
-    sync::Arc,
-};
+use std::{fmt, fs::File, path::PathBuf, str::FromStr, sync::Arc};
 
 use api_client::wire;
 use hypervisor::x86_64::CpuidEntry;
@@ -24,6 +18,7 @@ use crate::{
     memory::{
         BackingError, GuestMemory,
         content::{self, ContentError, MemoryMode, RestorePlan},
+        demand::{OnFailure, Source},
     },
     phases::Phases,
 };
@@ -156,19 +151,21 @@ impl Opened {
         host: &Host,
         mut ids: IdCounter,
         progress: &Progress,
+        on_memory_failure: OnFailure,
     ) -> Result<Revived, RestoreError> {
         let Self { request, mut phases, snapshot, edited, mut said } = self;
         let mut config = VmConfig::from_wire(&mut said, &mut ids)?;
         for zone in &mut config.memory {
-            zone.prefault = request.prefault;
+            zone.prefault = request.prefault && request.memory != Some(MemoryMode::OnDemand);
         }
         let manifest = &snapshot.manifest;
         let layout: Layout = read("the layout", &manifest.layout)?;
         let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
         let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
         let file = Arc::new(snapshot.open_memory()?);
-        let memory =
-            phases.time("memory", || bring_back(&request, &config, &plan, &snapshot, &file, progress))?;
+        let memory = phases.time("memory", || {
+            bring_back(&request, &config, &plan, &snapshot, &file, progress, on_memory_failure)
+        })?;
         let (memory, verified, memory_bytes) = memory;
         progress.phase("machine", None);
         let directory = request.source;
@@ -197,6 +194,7 @@ fn bring_back(
     snapshot: &Snapshot,
     file: &Arc<File>,
     progress: &Progress,
+    on_failure: OnFailure,
 ) -> Result<(GuestMemory, Verify, u64), RestoreError> {
     let table = &snapshot.manifest.memory;
     let path = request.source.join(MEMORY);
@@ -210,7 +208,10 @@ fn bring_back(
         // What is copied is checked on its way.
         content::verify(table, file, &path, !all_copied)?;
     }
-    let memory = GuestMemory::map_restored(&config.memory, plan, table, file)?;
+    let mut memory = GuestMemory::map_restored(&config.memory, plan, table, file)?;
+    let (table_of, file_of) = (table.clone(), Arc::clone(file));
+    let check = verify != Verify::Off;
+    memory.page_in(plan, Source { file: file_of, path: path.clone(), table: table_of, check }, on_failure)?;
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
     content::load(&to_copy, table, file, &path, verify != Verify::Off, progress)?;
     Ok((memory, verify, bytes))

@@ -59,6 +59,9 @@ pub fn save(
     let mut table = MemoryTable::new(zones).ok_or(SaveError::Size { size: config.memory_size() })?;
     let memory = machine.memory().zones();
     progress.phase("memory", None);
+    if let Some(pager) = machine.memory().pager() {
+        phases.time("fill", || pager.fill(progress))?;
+    }
     let memory_bytes = phases.time("memory", || {
         let path = writer.memory_path();
         content::save(&memory, &mut table, writer.memory(), &path, progress)

@@ -63,7 +63,7 @@ fn without_a_vm() {
             ("power-button", Some((FAILED, "VM is not running"))),
             ("nmi", Some((FAILED, "VM is not running"))),
             ("snapshot", Some((FAILED, "VM is not running"))),
-            ("restore", Some((FAILED, "This version has no restore"))),
+            ("restore", Some((FAILED, "/nowhere is no directory that can be used"))),
             ("coredump", Some((FAILED, "VM is not running"))),
             ("resize", Some((NOT_FOUND, "VM is not created"))),
             ("resize-disk", Some((NOT_FOUND, "VM is not created"))),
@@ -130,7 +130,7 @@ fn running_and_paused() {
     );
     assert_eq!(bench.state(), Some(VmState::Paused));
     assert_eq!(refusal(bench.handle.call(Command::Pause)).0, FAILED);
-    check_all(&bench, &[("snapshot", Some((FAILED, "This version has no snapshots")))]);
+    check_all(&bench, &[("snapshot", Some((FAILED, "/nowhere is no directory that can be used")))]);
     let tree = bench.board.info().unwrap().device_tree.unwrap();
     assert_eq!(tree["_virtio-pci-__rng"].pci_bdf.as_deref(), Some("0000:00:01.0"));
     assert_eq!(tree["__rng"].parent.as_deref(), Some("_virtio-pci-__rng"));

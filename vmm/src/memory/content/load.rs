@@ -1,12 +1,6 @@
 //! A snapshot's memory file into guest memory, or only through the eyes of its checksums.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::MemoryTable;

@@ -17,6 +17,8 @@ pub enum MemoryMode {
     /// The snapshot's file is mapped copy-on-write: pages come out of the page cache as they are touched,
     /// and many machines share them.
     Cow,
+    /// Pages are read, and checked, as they are touched (userfaultfd).
+    OnDemand,
     /// The zone's own file still has it.
     Kept,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for MemoryMode {
         f.write_str(match self {
             Self::Copy => "copy",
             Self::Cow => "cow",
+            Self::OnDemand => "ondemand",
             Self::Kept => "kept",
         })
     }
@@ -60,10 +63,10 @@ fn has_named_file(zone: &MemoryZoneConfig) -> bool {
     zone.file.as_ref().is_some_and(|path| !path.is_dir())
 }
 
-/// What speaks against mapping the snapshot's file for a zone.
-fn against_cow(zone: &MemoryZoneConfig) -> Option<&'static str> {
+/// What speaks against mapping the snapshot's file for a zone, or paging it in.
+fn against_private(zone: &MemoryZoneConfig) -> Option<&'static str> {
     if zone.shared {
-        Some("is shared, and a private mapping is not")
+        Some("is shared, and what other processes touch cannot be brought in")
     } else if zone.hugepage_size.is_some() {
         Some("is backed by huge pages, and the snapshot's file is not")
     } else if zone.file.is_some() && !has_named_file(zone) {
@@ -98,7 +101,7 @@ impl RestorePlan {
                 let why = format!("{} bytes in the snapshot, {} configured", saved.size, zone.size);
                 return mismatch(&zone.id, why);
             }
-            let against = against_cow(zone);
+            let against = against_private(zone);
             let (mode, why) = match (saved.offset, asked) {
                 // Shared or, as with the template of many machines, mapped privately.
                 (None, _) if has_named_file(zone) => (MemoryMode::Kept, None),
@@ -106,8 +109,10 @@ impl RestorePlan {
                     let why = "its content was left in its own file, which is not configured";
                     return mismatch(&zone.id, why.to_owned());
                 }
-                (Some(_), Some(MemoryMode::Cow)) if let Some(why) = against => {
-                    return Err(ContentError::Mode { mode: MemoryMode::Cow, zone: zone.id.clone(), why });
+                (Some(_), Some(mode @ (MemoryMode::Cow | MemoryMode::OnDemand)))
+                    if let Some(why) = against =>
+                {
+                    return Err(ContentError::Mode { mode, zone: zone.id.clone(), why });
                 }
                 (Some(_), Some(mode)) => (mode, None),
                 (Some(_), None) if against.is_some() => (MemoryMode::Copy, against),

@@ -125,7 +125,10 @@ fn zones_get_what_they_can_have() {
     let plan = RestorePlan::new(&saved.zones, &saved.table, None).unwrap();
     assert!(plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy && zone.why.is_some()));
     let refused = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Cow)).unwrap_err();
-    assert_eq!(refused.to_string(), "memory mode cow: memory zone a is shared, and a private mapping is not");
+    assert_eq!(
+        refused.to_string(),
+        "memory mode cow: memory zone a is shared, and what other processes touch cannot be brought in"
+    );
     let memory = restored(&saved, None);
     for (zone, at, value) in PLACES {
         assert_eq!(read(&memory[zone].1, at), value);

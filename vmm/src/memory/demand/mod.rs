@@ -1,0 +1,318 @@
+//! Memory that is paged in as it is touched.
+//!
+//! A [`Pager`] owns the faults of a restored machine's zones. Whoever touches a missing page, be it the guest,
+//! a device or the kernel, waits until the pager has read the chunk around it out of the snapshot, checked
+//! it, and put it there as a whole; a chunk that was zero costs no reading. A chunk that is not what was saved
+//! is never put there: the machine stands where it touched it, and its owner is told.
+
+mod uffd;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use vm_memory::MmapRegion;
+use vm_migration::snapshot::MemoryTable;
+
+use self::uffd::Userfaultfd;
+use super::content::{ContentError, Tally};
+
+/// Threads that serve faults: more than a few wait for the disk and for one another.
+const THREADS: usize = 2;
+
+const MISSING: u8 = 0;
+const COMING: u8 = 1;
+const PRESENT: u8 = 2;
+
+/// One zone, and which of its chunks are there.
+struct Zone {
+    // Held for as long as its pages may be brought in.
+    _mapping: Arc<MmapRegion>,
+    start: u64,
+    size: u64,
+    /// Where it is in the file.
+    offset: u64,
+    chunks: Vec<AtomicU8>,
+}
+
+/// Called once with what keeps the machine from going on.
+pub type OnFailure = Box<dyn Fn(&ContentError) + Send + Sync>;
+
+/// What the pages come out of.
+pub struct Source {
+    /// The snapshot's memory file.
+    pub file: Arc<File>,
+    /// Its path, for errors.
+    pub path: PathBuf,
+    /// What is where in it.
+    pub table: MemoryTable,
+    /// Whether chunks are checked.
+    pub check: bool,
+}
+
+struct Shared {
+    uffd: Userfaultfd,
+    stop: OwnedFd,
+    zones: Vec<Zone>,
+    source: Source,
+    failed: AtomicBool,
+    on_failure: OnFailure,
+    brought: AtomicU64,
+    /// Chunks of the file in the order in which they were touched, while that is being noted.
+    touched: parking_lot::Mutex<Option<Vec<u64>>>,
+}
+
+/// Pages memory in. Dropped, it leaves what is missing to be zero: only for a machine that is gone.
+pub struct Pager {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pager {
+    /// Begins to serve faults of those zones, each with its place in the file. Nothing of them has been touched.
+    ///
+    /// # Errors
+    /// The host has no userfaultfd, no thread, or does not take the memory.
+    pub fn start(
+        zones: Vec<(Arc<MmapRegion>, u64)>,
+        source: Source,
+        on_failure: OnFailure,
+    ) -> io::Result<Self> {
+        let uffd = Userfaultfd::open()?;
+        let chunk = source.table.chunk_size;
+        let zones = zones.into_iter().map(|(mapping, offset)| {
+            let (start, size) = (mapping.as_ptr() as u64, mapping.size() as u64);
+            uffd.register(start, size)?;
+            let chunks = (0..size.div_ceil(chunk)).map(|_| AtomicU8::new(MISSING)).collect();
+            Ok(Zone { _mapping: mapping, start, size, offset, chunks })
+        });
+        let zones = zones.collect::<io::Result<_>>()?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let shared = Arc::new(Shared {
+            uffd,
+            stop,
+            zones,
+            source,
+            failed: AtomicBool::new(false),
+            on_failure,
+            brought: AtomicU64::new(0),
+            touched: parking_lot::Mutex::new(Some(Vec::new())),
+        });
+        let mut pager = Self { shared, threads: Vec::new() };
+        for number in 0..THREADS {
+            let shared = Arc::clone(&pager.shared);
+            let thread = std::thread::Builder::new().name(format!("pager{number}"));
+            pager.threads.push(thread.spawn(move || shared.serve())?);
+        }
+        Ok(pager)
+    }
+
+    /// Whether something of what is missing cannot be brought in: whoever touched it waits.
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
+    /// Bytes that were brought in so far, zeros included.
+    pub fn brought(&self) -> u64 {
+        self.shared.brought.load(Ordering::Relaxed)
+    }
+
+    /// Brings in everything that is still missing.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged, or somebody asked for it to be given up.
+    pub fn fill(&self, tally: &dyn Tally) -> Result<(), ContentError> {
+        let mut buffer = self.shared.buffer();
+        for zone in &self.shared.zones {
+            for chunk in 0..zone.chunks.len() {
+                if tally.is_cancelled() {
+                    return Err(ContentError::Cancelled);
+                }
+                self.shared.bring(zone, chunk, &mut buffer)?;
+            }
+        }
+        self.shared.wait_for_coming();
+        Ok(())
+    }
+
+    /// Brings in those chunks of the file that are still missing, in that order.
+    ///
+    /// # Errors
+    /// One cannot be read, or is damaged.
+    pub fn prefetch(&self, chunks: impl IntoIterator<Item = u64>) -> Result<(), ContentError> {
+        let mut buffer = self.shared.buffer();
+        for number in chunks {
+            if let Some((zone, chunk)) = self.shared.at_file_chunk(number) {
+                self.shared.bring(zone, chunk, &mut buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunks of the file that were touched so far, in order; from now on none is noted.
+    pub fn take_touched(&self) -> Vec<u64> {
+        self.shared.touched.lock().take().unwrap_or_default()
+    }
+}
+
+impl Shared {
+    fn buffer(&self) -> Vec<u8> {
+        vec![0; usize::try_from(self.source.table.chunk_size).unwrap_or(0)]
+    }
+
+    fn serve(&self) {
+        let mut buffer = self.buffer();
+        loop {
+            match self.uffd.next_fault() {
+                Ok(Some(address)) => self.resolve(address, &mut buffer),
+                Ok(None) => {}
+                Err(error) => {
+                    log::error!("guest memory cannot be paged in any more: {error}");
+                    return;
+                }
+            }
+            let (faults, stop) = (self.uffd.as_fd(), self.stop.as_fd());
+            let mut fds = [&faults, &stop].map(|fd| PollFd::new(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("guest memory cannot be paged in any more: {error}");
+                    return;
+                }
+            }
+            let [_, stopped] = fds;
+            if !stopped.revents().is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Answers a fault, unless that cannot be: then whoever has it waits for ever, and the owner is told.
+    fn resolve(&self, address: u64, buffer: &mut [u8]) {
+        let size = self.source.table.chunk_size;
+        let zone = self.zones.iter().find(|zone| address.wrapping_sub(zone.start) < zone.size);
+        let Some(zone) = zone else { return };
+        let within = address - zone.start;
+        let Ok(chunk) = usize::try_from(within / size) else { return };
+        if let Some(touched) = &mut *self.touched.lock() {
+            touched.push(zone.offset / size + within / size);
+        }
+        match self.bring(zone, chunk, buffer) {
+            Ok(()) => {
+                let page = address & !(crate::config::PAGE_SIZE - 1);
+                if zone.is(chunk, PRESENT)
+                    && let Err(error) = self.uffd.wake(page, crate::config::PAGE_SIZE)
+                {
+                    log::warn!("a reader of guest memory at {page:#x} may wait: {error}");
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Makes sure that a chunk is there or on its way.
+    fn bring(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
+        let Some(state) = zone.chunks.get(chunk) else { return Ok(()) };
+        if state.compare_exchange(MISSING, COMING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return Ok(());
+        }
+        let brought = self.put(zone, chunk, buffer);
+        // What failed is tried again at the next touch: the file may have been restored.
+        state.store(if brought.is_ok() { PRESENT } else { MISSING }, Ordering::Release);
+        brought
+    }
+
+    fn put(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
+        let Source { file, path, table, check } = &self.source;
+        let size = table.chunk_size;
+        let within = chunk as u64 * size;
+        let len = size.min(zone.size - within);
+        let offset = zone.offset + within;
+        let failed =
+            |operation| move |source| ContentError::File { operation, path: path.clone(), offset, source };
+        let put = match table.chunks.get(offset / size) {
+            None => {
+                self.brought.fetch_add(len, Ordering::Relaxed);
+                self.uffd.zero(zone.start + within, len)
+            }
+            Some(expected) => {
+                file.read_exact_at(buffer, offset).map_err(failed("read"))?;
+                let found = if *check { crc32c::crc32c(buffer) } else { expected };
+                if found != expected {
+                    return Err(ContentError::Damaged { path: path.clone(), offset, found, expected });
+                }
+                self.brought.fetch_add(len, Ordering::Relaxed);
+                let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
+                self.uffd.copy(zone.start + within, buffer.get(..len).unwrap_or_default())
+            }
+        };
+        put.map_err(failed("page in"))
+    }
+
+    fn fail(&self, error: &ContentError) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            (self.on_failure)(error);
+        }
+    }
+
+    /// The zone and the number in it of a chunk of the file.
+    fn at_file_chunk(&self, number: u64) -> Option<(&Zone, usize)> {
+        let at = number.checked_mul(self.source.table.chunk_size)?;
+        let zone = self.zones.iter().find(|zone| at.wrapping_sub(zone.offset) < zone.size)?;
+        let chunk = usize::try_from((at - zone.offset) / self.source.table.chunk_size).ok()?;
+        Some((zone, chunk))
+    }
+
+    /// Waits until what others are bringing in is there.
+    fn wait_for_coming(&self) {
+        for zone in &self.zones {
+            for chunk in 0..zone.chunks.len() {
+                while zone.is(chunk, COMING) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+impl Zone {
+    fn is(&self, chunk: usize, state: u8) -> bool {
+        self.chunks.get(chunk).is_some_and(|chunk| chunk.load(Ordering::Acquire) == state)
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        // An eventfd that cannot be written is signalled already.
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            // A panic aborts the process: there is nothing to learn from the result.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pager({} bytes brought in)", self.brought())
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests;

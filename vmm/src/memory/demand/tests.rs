@@ -1,0 +1,96 @@
+//! What is touched is what was saved, and damage is never seen.
+
+use std::sync::mpsc;
+
+use vm_memory::VolatileMemory;
+use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests};
+
+use super::*;
+
+/// A file of eight chunks of which every second one is zero, and its table.
+fn source() -> Source {
+    let file = tempfile::tempfile().unwrap();
+    let mut table = MemoryTable::new([("a", 8 * CHUNK_SIZE - 4096, true)]).unwrap();
+    file.set_len(table.size).unwrap();
+    let mut digests = Vec::new();
+    for chunk in (0..8u8).step_by(2) {
+        let content = vec![chunk + 1; usize::try_from(CHUNK_SIZE).unwrap()];
+        file.write_all_at(&content, u64::from(chunk) * CHUNK_SIZE).unwrap();
+        digests.push((u64::from(chunk), crc32c::crc32c(&content)));
+    }
+    table.chunks = ChunkDigests::from_sorted(digests);
+    Source { file: Arc::new(file), path: "memory-ranges".into(), table, check: true }
+}
+
+fn mapping() -> Arc<MmapRegion> {
+    Arc::new(MmapRegion::new(usize::try_from(8 * CHUNK_SIZE - 4096).unwrap()).unwrap())
+}
+
+fn read(mapping: &MmapRegion, at: u64) -> u8 {
+    let mut value = [0];
+    mapping.get_slice(usize::try_from(at).unwrap(), 1).unwrap().copy_to(&mut value);
+    value[0]
+}
+
+fn start(source: Source) -> (Arc<MmapRegion>, Pager, mpsc::Receiver<String>) {
+    let mapping = mapping();
+    let (sender, receiver) = mpsc::channel();
+    let on_failure: OnFailure = Box::new(move |error| drop(sender.send(error.to_string())));
+    let pager = Pager::start(vec![(Arc::clone(&mapping), 0)], source, on_failure).unwrap();
+    (mapping, pager, receiver)
+}
+
+#[test]
+fn pages_come_as_they_are_touched() {
+    let (mapping, pager, _) = start(source());
+    assert_eq!(pager.brought(), 0);
+    for (chunk, value) in [(6, 7), (1, 0), (0, 1), (7, 0)] {
+        assert_eq!(read(&mapping, chunk * CHUNK_SIZE + 5000), value);
+    }
+    assert_eq!(pager.brought(), 4 * CHUNK_SIZE - 4096);
+    assert_eq!(pager.take_touched(), [6, 1, 0, 7]);
+    // Many at once, on the same chunks.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for at in (0..8 * CHUNK_SIZE - 4096).step_by(4096) {
+                    let chunk = u8::try_from(at / CHUNK_SIZE).unwrap();
+                    assert_eq!(read(&mapping, at), if chunk.is_multiple_of(2) { chunk + 1 } else { 0 });
+                }
+            });
+        }
+    });
+    assert_eq!(pager.brought(), 8 * CHUNK_SIZE - 4096);
+}
+
+#[test]
+fn the_rest_can_be_filled_and_a_part_fetched_before() {
+    let (mapping, pager, _) = start(source());
+    pager.prefetch([4, 5, 99]).unwrap();
+    assert_eq!(pager.brought(), 2 * CHUNK_SIZE);
+    pager.fill(&()).unwrap();
+    assert_eq!(pager.brought(), 8 * CHUNK_SIZE - 4096);
+    drop(pager);
+    assert_eq!(read(&mapping, 4 * CHUNK_SIZE), 5);
+    assert_eq!(read(&mapping, 3 * CHUNK_SIZE), 0);
+}
+
+#[test]
+fn damage_is_told_and_not_put_there() {
+    let source = source();
+    source.file.write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
+    let file = Arc::clone(&source.file);
+    let (mapping, pager, failures) = start(source);
+    assert_eq!(read(&mapping, 0), 1);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&mapping, 2 * CHUNK_SIZE));
+        let failure = failures.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert!(failure.contains("memory at 0x80000 is damaged"), "{failure}");
+        assert!(!reader.is_finished(), "nobody sees it");
+        assert!(pager.fill(&()).is_err());
+        // The file is mended: whoever waited goes on.
+        file.write_all_at(&[3], 2 * CHUNK_SIZE + 7).unwrap();
+        pager.fill(&()).unwrap();
+        assert_eq!(reader.join().unwrap(), 3);
+    });
+}
