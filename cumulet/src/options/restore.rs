@@ -2,7 +2,9 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use api_client::wire::{MemoryRestoreMode, RestoreConfig, RestoredNetConfig, RestoredVfioConfig, ZoneUpdate};
+use api_client::wire::{
+    MemoryRestoreMode, RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig, ZoneUpdate,
+};
 
 use super::{
     descriptor,
@@ -13,7 +15,8 @@ use super::{
 pub const KEYS: Keys = &[&[
     "source_url=file://DIRECTORY",
     "prefault=off",
-    "memory_restore_mode=copy",
+    "memory_restore_mode=copy|cow|ondemand",
+    "verify=off|state|full",
     "net_fds=[ID@[FD,...],...]",
     "vfio_fds=[ID@FD,...]",
     "iommufd_fd=FD",
@@ -21,8 +24,14 @@ pub const KEYS: Keys = &[&[
     "zone_updates=[ZONE@NODE,...]",
 ]];
 
-const MODES: [(&str, MemoryRestoreMode); 2] =
-    [("copy", MemoryRestoreMode::Copy), ("ondemand", MemoryRestoreMode::OnDemand)];
+const MODES: [(&str, MemoryRestoreMode); 3] = [
+    ("copy", MemoryRestoreMode::Copy),
+    ("cow", MemoryRestoreMode::Cow),
+    ("ondemand", MemoryRestoreMode::OnDemand),
+];
+
+const CHECKS: [(&str, RestoreVerify); 3] =
+    [("off", RestoreVerify::Off), ("state", RestoreVerify::State), ("full", RestoreVerify::Full)];
 
 /// A restore, as a request over the API would be: what is asked for, and the descriptors that come along.
 #[derive(Clone, Debug)]
@@ -69,7 +78,8 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
     let config = RestoreConfig {
         source_url,
         prefault: pairs.toggle("prefault")?.unwrap_or(false),
-        memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?.unwrap_or_default(),
+        memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?,
+        verify: pairs.word("verify", &CHECKS)?,
         net_fds: (!nets.is_empty()).then_some(nets),
         vfio_fds: (!vfios.is_empty()).then_some(vfios),
         resume: pairs.toggle("resume")?.unwrap_or(false),
@@ -92,14 +102,15 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1]"
         ))
         .unwrap();
         let expected = RestoreConfig {
             source_url: "file:///snapshot".into(),
             prefault: true,
-            memory_restore_mode: MemoryRestoreMode::OnDemand,
+            memory_restore_mode: Some(MemoryRestoreMode::OnDemand),
+            verify: Some(RestoreVerify::Full),
             net_fds: Some(vec![
                 RestoredNetConfig { id: "n0".into(), num_fds: 2 },
                 RestoredNetConfig { id: "n1".into(), num_fds: 1 },
@@ -128,7 +139,7 @@ mod tests {
             ("source_url=file://", r#"source_url: "file://" is not file://DIRECTORY"#),
             (
                 "source_url=file:///s,memory_restore_mode=lazy",
-                r#"memory_restore_mode: "lazy" is not one of copy, ondemand"#,
+                r#"memory_restore_mode: "lazy" is not one of copy, cow, ondemand"#,
             ),
             ("source_url=file:///s,net_fds=[n@1]", "net_fds: 1 is one of the standard descriptors"),
             ("source_url=file:///s,iommufd_fd=3", "vfio_fds and iommufd_fd need each other"),

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
-use super::http::{ERROR_HEADER, Response, Status};
+use super::http::{ERROR_HEADER, REPORT_HEADER, Response, Status};
 use crate::{
     control::{Answer, CommandError, FailureClass},
     error::messages,
+    snapshot::RestoreReport,
 };
 
 /// A body of JSON.
@@ -47,7 +48,18 @@ pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str) -> R
     match result {
         Ok(Answer::Done) => Response::new(Status::NoContent),
         Ok(Answer::Added(info)) => json(&info),
+        Ok(Answer::Restored(report)) => restored(&report),
         Err(error) => failure(&error, sentence),
+    }
+}
+
+/// How a restore went is told in a header: clients know this answer without a body.
+fn restored(report: &RestoreReport) -> Response {
+    let response = Response::new(Status::NoContent);
+    match serde_json::to_string(report) {
+        // A directory's name may be anything; a header is ASCII.
+        Ok(text) if text.is_ascii() => response.header(REPORT_HEADER, &text),
+        _ => response,
     }
 }
 

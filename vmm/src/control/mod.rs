@@ -54,12 +54,24 @@ pub enum RunError {
     /// What the command line asks for failed.
     #[error("the VM could not boot")]
     Command(#[from] CommandError),
+    /// What it asks to be restored cannot be.
+    #[error("the VM could not be restored")]
+    Restore(#[source] CommandError),
     /// The host has no descriptor left.
     #[error("the control thread cannot wait")]
     Wait(#[from] io::Error),
     /// A processor or device could not go on; the log has said why.
     #[error("the VM failed: a processor or device could not go on")]
     Failed,
+}
+
+/// What a process begins with, before anybody can ask for anything.
+#[derive(Debug)]
+pub enum First {
+    /// A VM is created and booted.
+    Boot(Box<wire::VmConfig>),
+    /// A VM is restored.
+    Restore(Box<Restore>),
 }
 
 /// How the control thread shall be.
@@ -111,13 +123,13 @@ impl Control {
         self.life.jobs.clone()
     }
 
-    /// Runs on the calling thread until the process shall end. With a configuration, its VM is created and
-    /// booted first, by the same commands that clients give. At the end there is no VM any more, and whoever
+    /// Runs on the calling thread until the process shall end. What it begins with is done first, by
+    /// the same commands that clients give. At the end there is no VM any more, and whoever
     /// still asks for something is refused.
     ///
     /// # Errors
     /// That VM cannot be booted, or a VM fails.
-    pub fn run(mut self, first: Option<Box<wire::VmConfig>>) -> Result<Ending, RunError> {
+    pub fn run(mut self, first: Option<First>) -> Result<Ending, RunError> {
         let ended = self.live(first);
         self.inbox.close();
         if let Err(error) = self.life.carry_out(Command::Delete) {
@@ -127,10 +139,16 @@ impl Control {
         ended
     }
 
-    fn live(&mut self, first: Option<Box<wire::VmConfig>>) -> Result<Ending, RunError> {
-        if let Some(config) = first {
-            self.life.carry_out(Command::Create(config))?;
-            self.life.carry_out(Command::Boot)?;
+    fn live(&mut self, first: Option<First>) -> Result<Ending, RunError> {
+        match first {
+            Some(First::Boot(config)) => {
+                self.life.carry_out(Command::Create(config))?;
+                self.life.carry_out(Command::Boot)?;
+            }
+            Some(First::Restore(restore)) => {
+                self.life.carry_out(Command::Restore(restore)).map_err(RunError::Restore)?;
+            }
+            None => {}
         }
         loop {
             if self.signals.arrived() {

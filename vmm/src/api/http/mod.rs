@@ -21,6 +21,8 @@ use std::os::fd::OwnedFd;
 
 /// The header with the word for what went wrong.
 pub const ERROR_HEADER: &str = "X-Cumulet-Error";
+/// How a restore went, as JSON: phases, memory modes, and the report of its commit.
+pub const REPORT_HEADER: &str = "X-Cumulet-Report";
 
 /// Most descriptors beside one request: as many as the kernel sends in one message.
 pub const MAX_DESCRIPTORS: usize = 253;

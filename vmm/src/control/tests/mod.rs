@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
-    Answer, Board, Command, CommandError, Control, Ending, FailureClass, Handle, RunError, Settings,
+    Answer, Board, Command, CommandError, Control, Ending, FailureClass, First, Handle, RunError, Settings,
 };
 use crate::{
     api::Vmm,
@@ -60,7 +60,7 @@ impl Bench {
         let control = Control::new(Settings { host, no_shutdown }, Box::new(|_| {})).unwrap();
         let (handle, board, jobs) = (control.handle(), control.board(), control.jobs());
         let vmm = Vmm::new(&control, false, vec!["fake".into()]);
-        let first = first.map(|first| Box::new(configuration(&kernel, &first)));
+        let first = first.map(|first| First::Boot(Box::new(configuration(&kernel, &first))));
         let thread = Some(std::thread::spawn(move || control.run(first)));
         Self { handle, vmm, board, jobs, requests, gate, kernel, events, thread }
     }
