@@ -24,22 +24,15 @@ pub enum AbsentError {
     RulesAlone,
 }
 
-/// Refuses what would have no effect. A socket for the API beside a VM is only warned about.
+/// Refuses what would have no effect.
 ///
 /// # Errors
 /// The first option that would have none, or that does not read.
 pub fn refuse(options: &Options) -> Result<(), AbsentError> {
-    let boots = options.boots();
-    let api = options.api_socket()?.is_some();
-    let restores = options.restore()?.is_some();
     let filters = options.seccomp().is_some_and(|mode| mode != Seccomp::Off);
     let listed = [
-        ("event-monitor", options.event_monitor()?.is_some(), "event monitor"),
-        ("no-shutdown", options.no_shutdown(), "API that the program could stay for"),
         ("seccomp", filters, "system call filters: only false is possible"),
         ("landlock", options.landlock(), "Landlock confinement"),
-        ("restore", restores && !boots, "restore"),
-        ("api-socket", api && !boots, "API: it needs a VM to boot"),
     ];
     if let Some((option, _, what)) = listed.into_iter().find(|(_, asked, _)| *asked) {
         return Err(AbsentError::Absent { option, what });
@@ -47,10 +40,7 @@ pub fn refuse(options: &Options) -> Result<(), AbsentError> {
     if options.landlock_rules() {
         return Err(AbsentError::RulesAlone);
     }
-    if api {
-        log::warn!("--api-socket: this version serves no API yet");
-    }
-    if restores {
+    if options.boots() && options.restores() {
         log::warn!("--restore has no effect beside a VM to boot");
     }
     Ok(())

@@ -7,3 +7,4 @@ pub mod logger;
 pub mod options;
 pub mod process;
 pub mod program;
+pub mod run;

@@ -2,22 +2,17 @@
 
 use std::{
     env,
-    error::Error,
     io::{self, Write},
     process::ExitCode,
 };
 
 use cumulet::{
-    absent,
-    logger::{self, Template},
     options::{Options, table},
     process,
     program::Program,
+    run::run,
 };
-use vmm::{
-    config::{ConfigError, VmConfig, wire::IdCounter},
-    control::{self, Ending},
-};
+use vmm::control::Ending;
 
 fn main() -> ExitCode {
     process::prepare();
@@ -46,28 +41,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(program: Program, options: &Options) -> Result<Ending, Box<dyn Error>> {
-    let template = match options.log_format() {
-        Some(text) => text.parse()?,
-        None => Template::of(program),
-    };
-    logger::install(options.verbosity(), template, options.log_file())?;
-    absent::refuse(options)?;
-    let mut said = options.vm()?.ok_or(ConfigError::NoPayload)?;
-    let config = VmConfig::from_wire(&mut said, &mut IdCounter::default())?;
-    let hypervisor = hypervisor::open(options.hypervisor())?;
-    let report = options.report();
-    let ending = control::run(&config, hypervisor, &mut |machine| {
-        if report {
-            #[expect(clippy::print_stderr, reason = "what the user asked for")]
-            {
-                eprintln!("{}", machine.report());
-            }
-        }
-    })?;
-    Ok(ending)
 }
 
 /// What the user asked for, on standard output.

@@ -8,7 +8,7 @@
 mod config_file;
 mod console;
 mod cpus;
-mod descriptor;
+pub mod descriptor;
 mod device;
 mod disk;
 pub mod endpoint;
@@ -157,6 +157,11 @@ impl Options {
         self.flag("no-shutdown")
     }
 
+    /// Whether requests over the API that say something unknown are refused.
+    pub fn strict_api(&self) -> bool {
+        self.flag("strict-api")
+    }
+
     /// What to do at system calls that no thread should make, if anything was said about it.
     pub fn seccomp(&self) -> Option<Seccomp> {
         self.text("seccomp").map(|mode| match mode {
@@ -199,6 +204,11 @@ impl Options {
     /// The option does not read, or names a descriptor that is not open.
     pub fn restore(&self) -> Result<Option<Restore>, OptionError> {
         self.one("restore", restore::parse)
+    }
+
+    /// Whether a saved VM is named.
+    pub fn restores(&self) -> bool {
+        self.given("restore")
     }
 
     /// Whether there is a VM to create and boot.

@@ -172,6 +172,7 @@ pub const ROWS: &[Row] = &[
     ),
     row("restore", Program, Takes::Keys(restore::KEYS), "Bring a saved VM back"),
     row("api-socket", Program, Takes::Keys(endpoint::KEYS), "Serve the API there; a bare path will do"),
+    row("strict-api", Program, Flag, "Refuse requests over the API that say something unknown"),
     row("event-monitor", Program, Takes::Keys(endpoint::KEYS), "Tell events there, as JSON"),
     row("no-shutdown", Program, Flag, "Keep the program when the guest powers off"),
     row(

@@ -229,6 +229,7 @@ fn every_option_of_the_program_arrives() {
         "--event-monitor",
         "fd=7",
         "--no-shutdown",
+        "--strict-api",
         "--seccomp",
         "errno",
         "--hypervisor",
@@ -245,7 +246,13 @@ fn every_option_of_the_program_arrives() {
     assert_eq!(options.restore().unwrap().unwrap().config.source_url, "file:///s");
     assert_eq!(options.api_socket().unwrap(), Some(Endpoint::Path("/a".into())));
     assert_eq!(options.event_monitor().unwrap(), Some(Endpoint::Descriptor(7)));
-    assert!(options.no_shutdown() && options.report() && !options.version() && !options.boots());
+    assert!(
+        options.strict_api()
+            && options.no_shutdown()
+            && options.report()
+            && !options.version()
+            && !options.boots()
+    );
     assert_eq!(options.seccomp(), Some(Seccomp::Errno));
     assert_eq!(options.hypervisor(), Some(hypervisor::HypervisorKind::Kvm));
     assert_eq!((options.log_file(), options.log_format()), (Some("/l".as_ref()), Some("{msg}")));

@@ -11,7 +11,6 @@ mod command;
 mod edit;
 mod error;
 mod life;
-mod run;
 mod saved;
 mod signals;
 #[cfg(test)]
@@ -30,7 +29,6 @@ pub use self::{
     command::{Addition, Answer, Command, Handle, Receive, Reply, Restore},
     error::{CommandError, FailureClass},
     life::OnBoot,
-    run::run,
 };
 use self::{command::Inbox, life::Life, signals::Signals};
 use crate::{jobs::Jobs, machine::Host};
