@@ -18,7 +18,7 @@ use crate::config::{VmConfig, wire::IdCounter};
 /// A bench for machines: a host that records, and a kernel.
 pub(super) struct Bench {
     pub(super) hypervisor: Arc<FakeHypervisor>,
-    host: Host,
+    pub(super) host: Host,
     kernel: NamedTempFile,
 }
 

@@ -13,7 +13,11 @@ use super::{
     firmware::{acpi_table, number, structures},
     image,
 };
-use crate::machine::platform::EVENTS_GSI;
+use crate::{
+    machine::{Machine, MachineState, Restored, platform::EVENTS_GSI},
+    memory::GuestMemory,
+    phases::Phases,
+};
 
 #[test]
 fn threads_run_where_they_shall() {
@@ -66,10 +70,28 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
     let pin = u8::try_from(EVENTS_GSI).unwrap();
     set(0x11 + 2 * pin, 1 << 17);
     set(0x10 + 2 * pin, 0x61);
-    machine.press_power_button();
-    let [vm] = bench.hypervisor.vms().try_into().unwrap();
-    let [message] = vm.messages().try_into().unwrap();
-    assert_eq!((message.address, message.data), (0xfee0_0000 | 1 << 5, 0x61));
+    let pressed = |machine: &Machine| {
+        machine.press_power_button();
+        let [message] = bench.hypervisor.vms().pop().unwrap().messages().try_into().unwrap();
+        assert_eq!((message.address, message.data), (0xfee0_0000 | 1 << 5, 0x61));
+    };
+    pressed(&machine);
+
+    // A machine out of its state has such controllers too, and the guest's choice.
+    let (sections, cpu) = machine.save().unwrap();
+    let layout = machine.layout().clone();
+    drop(machine);
+    let config = bench.config(wide());
+    let state = sections.into_iter().map(|section| (section.id.clone(), section)).collect();
+    let restored = Restored {
+        layout,
+        memory: GuestMemory::map(&config.memory).unwrap(),
+        state: MachineState::new(state),
+        cpu,
+    };
+    let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();
+    assert_eq!(irqchips(&bench), [IrqchipMode::Split; 2]);
+    pressed(&machine);
 }
 
 #[test]
