@@ -21,6 +21,9 @@ pub struct RestoreConfig {
     /// What is checked against its checksums before the VM runs. Not given, all of what is read by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<RestoreVerify>,
+    /// How often the guest's wiring is reconfigured; once if not given. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<RestoreCommit>,
     /// Network devices whose taps are handed over, and how many each takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_fds: Option<Vec<RestoredNetConfig>>,
@@ -56,6 +59,16 @@ pub enum RestoreVerify {
     State,
     /// Besides, memory.
     Full,
+}
+
+/// How often the wiring of a restored VM is reconfigured. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreCommit {
+    /// Once.
+    Once,
+    /// After each change, as is done where there is no transaction: for the comparison.
+    Each,
 }
 
 /// A network device whose taps are handed over.

@@ -80,6 +80,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         prefault: pairs.toggle("prefault")?.unwrap_or(false),
         memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?,
         verify: pairs.word("verify", &CHECKS)?,
+        commit: None,
         net_fds: (!nets.is_empty()).then_some(nets),
         vfio_fds: (!vfios.is_empty()).then_some(vfios),
         resume: pairs.toggle("resume")?.unwrap_or(false),
@@ -111,6 +112,7 @@ mod tests {
             prefault: true,
             memory_restore_mode: Some(MemoryRestoreMode::OnDemand),
             verify: Some(RestoreVerify::Full),
+            commit: None,
             net_fds: Some(vec![
                 RestoredNetConfig { id: "n0".into(), num_fds: 2 },
                 RestoredNetConfig { id: "n1".into(), num_fds: 1 },

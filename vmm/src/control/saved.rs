@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
-use api_client::wire::{self, JobKind, MemoryRestoreMode, RestoreVerify};
+use api_client::wire::{self, JobKind, MemoryRestoreMode, RestoreCommit, RestoreVerify};
 
 use devices::{GuestRequest, RequestSink};
 
@@ -16,7 +16,7 @@ use crate::{
     config::{VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
-    machine::{attach::terminal::Existing, consoles::Seat},
+    machine::{Commits, attach::terminal::Existing, consoles::Seat},
     memory::{content::MemoryMode, demand::OnFailure},
     snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
 };
@@ -86,7 +86,16 @@ impl Life {
             RestoreVerify::Full => Verify::Full,
         });
         let source = snapshot::directory(&said.source_url)?;
-        let mut opened = Opened::open(Request { source, memory, verify, prefault: said.prefault })?;
+        let mut opened = Opened::open(Request {
+            source,
+            memory,
+            verify,
+            prefault: said.prefault,
+            commits: match said.commit {
+                None | Some(RestoreCommit::Once) => Commits::Once,
+                Some(RestoreCommit::Each) => Commits::Each,
+            },
+        })?;
         hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
         update_zones(&mut opened.said, &said.zone_updates)?;
         let (serial, console) =
@@ -118,7 +127,8 @@ impl Life {
         let mut properties = vec![
             ("memory".to_owned(), modes.join(",")),
             ("total_ns".to_owned(), report.total_ns.to_string()),
-            ("kernel_calls".to_owned(), commit.operations.kernel_calls().to_string()),
+            ("commits".to_owned(), report.totals.commits.to_string()),
+            ("kernel_calls".to_owned(), report.totals.operations.kernel_calls().to_string()),
             ("doorbells_late".to_owned(), commit.doorbells_late.to_string()),
             ("commit_ns".to_owned(), commit.total_ns.to_string()),
         ];

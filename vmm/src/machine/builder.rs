@@ -7,29 +7,28 @@
 use std::sync::Arc;
 
 use address_manager::{
-    AddressManager, CommitError, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind, Windows,
+    AddressManager, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind, Windows,
 };
-use arch::x86_64::cpuid::{self, CpuidConfig, CpuidError, CpuidTemplate};
 use devices::{
     SharedDevice,
-    pci::{HostBridge, PciSegment, StagedBars},
+    pci::{HostBridge, PciSegment},
 };
-use hypervisor::{HypervisorKind, IrqchipMode, Vm, VmOptions, x86_64::CpuidEntry};
+use hypervisor::{Vm, VmOptions};
 use vm_migration::LoadError;
 
 use super::{
-    BuildError, Host, Machine, MachineState, NamedDevice,
+    BuildError, Commits, Host, Machine, MachineState, NamedDevice,
     attach::{self, Attached, ImageLocks, RateLimiters},
     consoles::Seat,
     payload::{self, OpenPayload},
     platform::{Platform, PlatformParts},
-    restore::SavedChips,
+    processors::{host_caps, irqchip_mode, vcpu_plans},
     sinks::Interrupts,
 };
 use crate::{
     config::{ConfigError, VmConfig},
-    cpu::{Cookie, VcpuPlan, VcpuStart, Vcpus},
-    layout::{HostCaps, Layout, LayoutError, SegmentLayout},
+    cpu::VcpuStart,
+    layout::{Layout, LayoutError, SegmentLayout},
     memory::GuestMemory,
     parallel,
 };
@@ -65,20 +64,20 @@ impl Machine {
             payload::write(bytes, *at, &memory)?;
         }
         payload::write(&smbios, smbios_at, &memory)?;
-        prepared.commit(host, vcpus, None)
+        prepared.commit(host, vcpus, None, Commits::Once)
     }
 }
 
 /// A machine whose wiring is staged and whose devices are built; no vCPU exists yet.
 pub(super) struct Prepared {
     pub(super) layout: Layout,
-    memory: GuestMemory,
-    vm: Arc<dyn Vm>,
-    manager: Arc<AddressManager>,
-    segments: Vec<Arc<PciSegment>>,
+    pub(super) memory: GuestMemory,
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) manager: Arc<AddressManager>,
+    pub(super) segments: Vec<Arc<PciSegment>>,
     pub(super) platform: Platform,
     pub(super) devices: Vec<NamedDevice>,
-    transaction: Transaction<'static>,
+    pub(super) transaction: Transaction<'static>,
 }
 
 impl Prepared {
@@ -151,90 +150,6 @@ impl Prepared {
         })?;
         Ok(())
     }
-
-    /// Stages the BARs of every device where its registers, which may have been loaded, say.
-    fn stage(&self) -> Vec<(SharedDevice, StagedBars)> {
-        let staged = self.devices.iter().filter_map(|NamedDevice { device, .. }| {
-            let staged = device.lock().pci().map(|function| function.endpoint().stage(&self.transaction))?;
-            Some((device.clone(), staged))
-        });
-        staged.collect()
-    }
-
-    /// Puts the wiring in place, with one commit, and makes the vCPUs.
-    pub(super) fn commit(
-        self,
-        host: &Host,
-        vcpus: Vec<VcpuPlan>,
-        saved: Option<SavedChips>,
-    ) -> Result<Machine, BuildError> {
-        let staged = self.stage();
-        let Self { layout, memory, vm, manager, segments, platform, devices, transaction } = self;
-        let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
-        let mut made = None;
-        let committed = transaction.commit_with(|| {
-            vm.create_irqchip(irqchip_mode(host, &layout), false)?;
-            made = Some(Vcpus::create(&vm, &manager, &requests, vcpus)?);
-            // The controllers' pending interrupts go to local APICs, which are there only now.
-            if let Some(SavedChips { irqchip, .. }) = &saved {
-                vm.load_irqchip(irqchip)?;
-            }
-            Ok::<(), BuildError>(())
-        });
-        let report = match committed {
-            Ok(report) => report,
-            Err(CommitError::AfterSlots { source, .. }) => return Err(source),
-            Err(other) => return Err(BuildError::Commit(Box::new(other))),
-        };
-        for (device, staged) in staged {
-            if let Some(function) = device.lock().pci() {
-                function.endpoint().committed(staged);
-            }
-        }
-        let vcpus = made.expect("a commit that succeeded has run its hook");
-        let stopped_clock = saved.and_then(|saved| saved.clock);
-        let arming = None;
-        Ok(Machine {
-            layout,
-            memory,
-            vcpus,
-            arming,
-            platform,
-            devices,
-            segments,
-            manager,
-            vm,
-            stopped_clock,
-            report,
-        })
-    }
-}
-
-/// What the layout must know of the host.
-pub(super) fn host_caps(host: &Host, supported: &[CpuidEntry]) -> HostCaps {
-    let capabilities = host.hypervisor.capabilities();
-    HostCaps {
-        phys_bits: cpuid::phys_bits(supported, u8::MAX),
-        max_vcpus: capabilities.max_vcpus,
-        max_apic_id: if capabilities.x2apic_ids && capabilities.split_irqchip && capabilities.signal_msi {
-            capabilities.max_vcpu_id.min(MAX_DESTINATIONS)
-        } else {
-            255
-        },
-    }
-}
-
-/// APIC ids that a message with an extended destination can name.
-const MAX_DESTINATIONS: u32 = 1 << 15;
-
-/// The kernel's controllers are the quickest; the destinations of its IOAPIC have eight bits. Other hypervisors have
-/// none.
-fn irqchip_mode(host: &Host, layout: &Layout) -> IrqchipMode {
-    if layout.has_wide_apic_ids() || host.hypervisor.kind() == HypervisorKind::Mshv {
-        IrqchipMode::Split
-    } else {
-        IrqchipMode::Kernel
-    }
 }
 
 fn windows(layout: &Layout, max_gsis: u32) -> Windows {
@@ -268,44 +183,4 @@ fn build_segment(
         owner: Owner::new(&id),
     })?;
     Ok(segment)
-}
-
-/// The processors that are present, each with what it starts from.
-pub(super) fn vcpu_plans(
-    config: &VmConfig,
-    layout: &Layout,
-    supported: &[CpuidEntry],
-    start: impl Fn(u32) -> VcpuStart,
-) -> Result<Vec<VcpuPlan>, CpuidError> {
-    let cpus = &config.cpus;
-    let template = CpuidTemplate::new(&CpuidConfig {
-        supported,
-        topology: cpus.topology,
-        max_phys_bits: layout.phys_bits,
-        nested: cpus.nested,
-        amx: cpus.amx,
-        tsc_deadline_timer: true,
-        extended_destination_id: layout.has_wide_apic_ids(),
-        hidden: &cpus.hide,
-    })?;
-    let cookie = Arc::new(Cookie::new(cpus.core_scheduling));
-    let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);
-    let plans = present.map(|vcpu| {
-        let affinity = cpus.affinity.iter().find(|(index, _)| *index == vcpu.index);
-        let start = start(vcpu.index);
-        let cpuid = match &start {
-            // It has its own.
-            VcpuStart::Saved(_) => Vec::new(),
-            VcpuStart::Ready(_) | VcpuStart::Waiting => template.for_vcpu(vcpu.index),
-        };
-        VcpuPlan {
-            index: vcpu.index,
-            apic_id: vcpu.apic_id,
-            cpuid,
-            start,
-            affinity: affinity.map(|(_, cpus)| cpus.clone()).unwrap_or_default(),
-            cookie: Arc::clone(&cookie),
-        }
-    });
-    Ok(plans.collect())
 }

@@ -7,12 +7,14 @@
 mod arming;
 pub mod attach;
 mod builder;
+mod commit;
 pub mod consoles;
 mod error;
 mod images;
 mod lifecycle;
 pub mod payload;
 pub mod platform;
+mod processors;
 mod restore;
 pub mod sinks;
 pub mod state;
@@ -28,6 +30,7 @@ use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
 use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
 pub use self::{
+    commit::Commits,
     error::BuildError,
     lifecycle::LifeError,
     restore::Restored,

@@ -7,8 +7,9 @@ use arch::x86_64::compat;
 use hypervisor::x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock};
 
 use super::{
-    BuildError, Host, Machine, MachineState,
-    builder::{Prepared, host_caps, vcpu_plans},
+    BuildError, Commits, Host, Machine, MachineState,
+    builder::Prepared,
+    processors::{host_caps, vcpu_plans},
 };
 use crate::{
     config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel, phases::Phases,
@@ -28,6 +29,8 @@ pub struct Restored {
     pub state: MachineState,
     /// CPU identification that the guest was given.
     pub cpu: Vec<CpuidEntry>,
+    /// How often its wiring is reconfigured.
+    pub commits: Commits,
 }
 
 /// Saved state of what the hypervisor has but for the vCPUs.
@@ -48,7 +51,7 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { layout, memory, state, cpu } = restored;
+        let Restored { layout, memory, state, cpu, commits } = restored;
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
         layout.check(config, &host_caps(host, &supported))?;
@@ -72,6 +75,6 @@ impl Machine {
             None => VcpuStart::Waiting,
         })?;
         let chips = SavedChips { irqchip: state.irqchip()?, clock: state.clock()? };
-        phases.time("commit", || prepared.commit(host, vcpus, Some(chips)))
+        phases.time("commit", || prepared.commit(host, vcpus, Some(chips), commits))
     }
 }

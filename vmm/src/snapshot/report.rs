@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use address_manager::CommitReport;
+use address_manager::{CommitReport, CommitTotals};
 use serde::Serialize;
 
 use super::Verify;
@@ -40,8 +40,10 @@ pub struct RestoreReport {
     pub phases: Vec<Phase>,
     /// From the request until the machine could run, in nanoseconds.
     pub total_ns: u64,
-    /// The one commit.
+    /// The one commit; with a commit for each change, the first.
     pub commit: CommitReport,
+    /// All commits.
+    pub totals: CommitTotals,
 }
 
 impl fmt::Display for RestoreReport {
@@ -62,7 +64,13 @@ impl fmt::Display for RestoreReport {
         if !self.edited.is_empty() {
             writeln!(f, "  edited since the snapshot: {}", self.edited.join(", "))?;
         }
-        write!(f, "{}", self.commit)
+        write!(f, "{}", self.commit)?;
+        let CommitTotals { commits, operations, total_ns, .. } = &self.totals;
+        if *commits > 1 {
+            let calls = operations.kernel_calls();
+            write!(f, "\n  {commits} commits in all: {calls} kernel calls, {}", milliseconds(*total_ns))?;
+        }
+        Ok(())
     }
 }
 

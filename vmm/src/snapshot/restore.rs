@@ -14,7 +14,7 @@ use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
     layout::Layout,
-    machine::{BuildError, Host, Machine, MachineState, Restored},
+    machine::{BuildError, Commits, Host, Machine, MachineState, Restored},
     memory::{
         BackingError, GuestMemory,
         content::{self, ContentError, MemoryMode, RestorePlan},
@@ -69,6 +69,8 @@ pub struct Request {
     pub verify: Option<Verify>,
     /// Whether all memory is populated at once, whatever the configuration says.
     pub prefault: bool,
+    /// How often the wiring is reconfigured.
+    pub commits: Commits,
 }
 
 /// A machine could not be restored. Nothing is left of it.
@@ -168,12 +170,11 @@ impl Opened {
         })?;
         let (memory, verified, memory_bytes) = memory;
         progress.phase("machine", None);
-        let directory = request.source;
         let state = MachineState::new(snapshot.into_sections());
-        let restored = Restored { layout, memory, state, cpu };
+        let restored = Restored { layout, memory, state, cpu, commits: request.commits };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         let report = RestoreReport {
-            directory,
+            directory: request.source,
             memory: plan.zones,
             memory_bytes,
             verified,
@@ -181,6 +182,7 @@ impl Opened {
             total_ns: phases.total_ns(),
             phases: phases.done().to_vec(),
             commit: machine.report().clone(),
+            totals: machine.manager().totals(),
         };
         Ok(Revived { machine, said, config, ids, report })
     }

@@ -14,7 +14,7 @@ use super::{
     image,
 };
 use crate::{
-    machine::{Machine, MachineState, Restored, platform::EVENTS_GSI},
+    machine::{Commits, Machine, MachineState, Restored, platform::EVENTS_GSI},
     memory::GuestMemory,
     phases::Phases,
 };
@@ -88,6 +88,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         memory: GuestMemory::map(&config.memory).unwrap(),
         state: MachineState::new(state),
         cpu,
+        commits: Commits::Once,
     };
     let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();
     assert_eq!(irqchips(&bench), [IrqchipMode::Split; 2]);
