@@ -2,5 +2,21 @@
 //!
 //! A leaf: it depends on nothing else of Cumulet. The server uses the same types, so that a request and
 //! its reading cannot differ; so does the command line, whose options are another spelling of them.
+//!
+//! ```no_run
+//! use api_client::{Client, wire::VmConfig};
+//!
+//! let mut client = Client::connect("/run/vm.sock".as_ref())?;
+//! println!("process {}", client.ping()?.pid);
+//! client.create(&VmConfig::default())?;
+//! match client.boot() {
+//!     Ok(()) => {}
+//!     Err(error) => println!("{error}"),
+//! }
+//! # Ok::<(), api_client::ClientError>(())
+//! ```
 
+mod client;
 pub mod wire;
+
+pub use self::client::{Answer, Client, ClientError, Method, Refusal};
