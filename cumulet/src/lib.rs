@@ -7,4 +7,5 @@ pub mod logger;
 pub mod options;
 pub mod process;
 pub mod program;
+pub mod remote;
 pub mod run;

@@ -1,0 +1,127 @@
+//! The client program: one command, one request, one answer.
+//!
+//! [`table`] lists the commands, [`request`] makes a request of each, [`output`] tells what came of it, and
+//! [`progress`] shows meanwhile how far it is. Called by the name `ch-remote`, by a link say, the program
+//! speaks as those expect that know it. What is absent: HTTP, which is `api_client`'s.
+
+mod migration;
+mod output;
+mod progress;
+mod request;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, Write},
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use api_client::{Answer, Client, ClientError, wire::REFERENCE_VERSION};
+use clap::ArgMatches;
+use thiserror::Error;
+
+use self::{
+    output::Form,
+    request::{Request, RequestError},
+};
+
+/// The name that the program is called by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Called {
+    /// Its own.
+    Cumulet,
+    /// That which existing scripts use.
+    Reference,
+}
+
+impl Called {
+    fn by(argument: Option<&OsStr>) -> Self {
+        let name = argument.and_then(|path| Path::new(path).file_name());
+        if name == Some(OsStr::new(Self::Reference.name())) { Self::Reference } else { Self::Cumulet }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cumulet => "cumulet-remote",
+            Self::Reference => "ch-remote",
+        }
+    }
+
+    fn version(self) -> String {
+        match self {
+            Self::Cumulet => format!("{} v{}\n", self.name(), env!("CARGO_PKG_VERSION")),
+            Self::Reference => format!("{} v{REFERENCE_VERSION}\n", self.name()),
+        }
+    }
+}
+
+/// A command that did not succeed.
+#[derive(Debug, Error)]
+pub enum RemoteError {
+    /// There is nobody to send it to.
+    #[error("no server: --api-socket PATH is needed")]
+    NoSocket,
+    /// What the user said makes no request.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The server does not answer, or refuses.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// Runs the program; returns its exit code. 2 is a usage error, 1 any other.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let called = Called::by(arguments.first().map(OsString::as_os_str));
+    let matches = match table::command(called.name()).try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(usage) => usage.exit(),
+    };
+    if matches.get_flag("version") {
+        return print(called.version().as_bytes());
+    }
+    if let Some(shell) = matches.get_one::<clap_complete::Shell>("completions").copied() {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut table::command(called.name()), called.name(), &mut script);
+        return print(&script);
+    }
+    let Some((name, arguments)) = matches.subcommand() else {
+        let what = "a command is needed";
+        table::command(called.name()).error(clap::error::ErrorKind::MissingSubcommand, what).exit();
+    };
+    let form = Form::of(called, matches.get_flag("json"));
+    match send(&matches, name, arguments) {
+        Ok(answer) => print(&form.answer(&answer)),
+        Err(error) => {
+            let (text, to_output) = form.error(&error);
+            // What cannot be told has nowhere to be told.
+            let _ = match to_output {
+                true => io::stdout().write_all(text.as_bytes()),
+                false => io::stderr().write_all(text.as_bytes()),
+            };
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn send(matches: &ArgMatches, name: &str, arguments: &ArgMatches) -> Result<Answer, RemoteError> {
+    let Request { method, endpoint, body, descriptors, is_long } = request::make(name, arguments)?;
+    let socket = matches.get_one::<PathBuf>("api-socket").ok_or(RemoteError::NoSocket)?;
+    let mut client = Client::connect(socket)?;
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let shown = is_long.then(|| progress::show(socket)).flatten();
+    let answer = client.request(method, endpoint, body.as_deref(), &descriptors);
+    drop(shown);
+    Ok(answer?)
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match io::stdout().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,200 @@
+//! Every command against a server that says what it was asked.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixListener,
+};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// What the program sends for some arguments: first line, body.
+fn sent(arguments: &[&str]) -> (String, Value) {
+    let words = ["cumulet-remote"].into_iter().chain(arguments.iter().copied());
+    let matches = table::command("cumulet-remote").try_get_matches_from(words).unwrap();
+    let (name, arguments) = matches.subcommand().unwrap();
+    let request = request::make(name, arguments).unwrap();
+    let body = request.body.as_deref().map_or(Value::Null, |body| serde_json::from_slice(body).unwrap());
+    (format!("{:?} {}", request.method, request.endpoint), body)
+}
+
+#[test]
+fn every_command_makes_its_request() {
+    let cases: &[(&[&str], &str, Value)] = &[
+        (&["boot"], "Put vm.boot", Value::Null),
+        (&["cancel-job", "7"], "Put vm.cancel-job", json!({ "id": 7 })),
+        (&["coredump", "file:///c"], "Put vm.coredump", json!({ "destination_url": "file:///c" })),
+        (&["counters"], "Get vm.counters", Value::Null),
+        (&["delete"], "Put vm.delete", Value::Null),
+        (&["info"], "Get vm.info", Value::Null),
+        (&["jobs"], "Get vm.jobs", Value::Null),
+        (&["metrics"], "Get metrics", Value::Null),
+        (&["nmi"], "Put vm.nmi", Value::Null),
+        (&["pause"], "Put vm.pause", Value::Null),
+        (&["ping"], "Get vmm.ping", Value::Null),
+        (&["power-button"], "Put vm.power-button", Value::Null),
+        (&["reboot"], "Put vm.reboot", Value::Null),
+        (&["remove-device", "a"], "Put vm.remove-device", json!({ "id": "a" })),
+        (
+            &["resize", "--cpus", "2", "--memory", "1G"],
+            "Put vm.resize",
+            json!({ "desired_vcpus": 2, "desired_ram": 1 << 30, "desired_balloon": null }),
+        ),
+        (
+            &["resize-disk", "--disk", "d", "--size", "1M"],
+            "Put vm.resize-disk",
+            json!({ "id": "d", "desired_size": 1 << 20 }),
+        ),
+        (
+            &["resize-zone", "--id", "z", "--size", "1K"],
+            "Put vm.resize-zone",
+            json!({ "id": "z", "desired_ram": 1 << 10 }),
+        ),
+        (&["resume"], "Put vm.resume", Value::Null),
+        (&["shutdown"], "Put vm.shutdown", Value::Null),
+        (&["shutdown-vmm"], "Put vmm.shutdown", Value::Null),
+        (&["snapshot", "file:///s"], "Put vm.snapshot", json!({ "destination_url": "file:///s" })),
+    ];
+    for (arguments, line, body) in cases {
+        assert_eq!(sent(arguments), ((*line).to_owned(), body.clone()), "{arguments:?}");
+    }
+    let part = |arguments: &[&str], line: &str, key: &str, value: Value| {
+        let (seen, body) = sent(arguments);
+        assert_eq!((seen.as_str(), &body[key]), (line, &value), "{arguments:?}");
+    };
+    part(&["add-device", "path=/sys/d"], "Put vm.add-device", "path", json!("/sys/d"));
+    part(&["add-disk", "path=/d,readonly=on"], "Put vm.add-disk", "readonly", json!(true));
+    part(&["add-fs", "tag=t,socket=/s"], "Put vm.add-fs", "num_queues", json!(1));
+    part(
+        &["add-generic-vhost-user", "device_type=26,socket=/s,queue_sizes=[64]"],
+        "Put vm.add-generic-vhost-user",
+        "queue_sizes",
+        json!([64]),
+    );
+    part(&["add-net", "tap=t"], "Put vm.add-net", "queue_size", json!(256));
+    part(&["add-pmem", "file=/p,size=1M"], "Put vm.add-pmem", "size", json!(1 << 20));
+    part(&["add-user-device", "socket=/s"], "Put vm.add-user-device", "socket", json!("/s"));
+    part(&["add-vdpa", "path=/v"], "Put vm.add-vdpa", "num_queues", json!(1));
+    part(&["add-vsock", "cid=3,socket=/s"], "Put vm.add-vsock", "cid", json!(3));
+    part(&["restore", "source_url=file:///r,resume=on"], "Put vm.restore", "resume", json!(true));
+    part(
+        &["send-migration", "destination_url=tcp:a:1,downtime_ms=20,timeout_strategy=ignore"],
+        "Put vm.send-migration",
+        "timeout_strategy",
+        json!("Ignore"),
+    );
+    part(
+        &["receive-migration", "receiver_url=unix:/s,zone_updates=[z@1]"],
+        "Put vm.receive-migration",
+        "zone_updates",
+        json!([{ "id": "z", "host_numa_node": 1 }]),
+    );
+}
+
+#[test]
+fn a_configuration_is_sent_unchanged() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{ \"strange\" :1 }\n").unwrap();
+    let words = ["r", "create", file.path().to_str().unwrap()];
+    let matches = table::command("r").try_get_matches_from(words).unwrap();
+    let (name, arguments) = matches.subcommand().unwrap();
+    assert_eq!(request::make(name, arguments).unwrap().body.unwrap(), b"{ \"strange\" :1 }\n");
+}
+
+#[test]
+fn what_does_not_read_is_an_error_that_names_it() {
+    let refused = |words: &[&str]| {
+        let words = ["r"].into_iter().chain(words.iter().copied());
+        let matches = table::command("r").try_get_matches_from(words).unwrap();
+        let (name, arguments) = matches.subcommand().unwrap();
+        vmm::error::chain(&request::make(name, arguments).unwrap_err())
+    };
+    assert!(refused(&["add-disk", "colour=red"]).starts_with("add-disk: "));
+    assert!(refused(&["resize", "--memory", "much"]).starts_with("--memory: "));
+    assert!(refused(&["create", "/nowhere"]).starts_with("cannot read /nowhere"));
+    assert!(refused(&["send-migration", "destination_url=tcp:a:1,downtime_ms=0"]).contains("downtime_ms"));
+    assert!(refused(&["send-migration", "destination_url=tcp:a:1,tls_dir=/nowhere"]).contains("ca-cert.pem"));
+    assert!(refused(&["add-net", "fd=99"]).contains("99"));
+    assert!(table::command("r").try_get_matches_from(["r", "add-disk"]).is_err());
+}
+
+#[test]
+fn every_command_is_listed_with_an_example_that_reads() {
+    for row in table::ROWS {
+        let words = row.example.split(' ').filter(|word| !word.is_empty());
+        let line: Vec<&str> = ["r", row.name].into_iter().chain(words).collect();
+        let matches = table::command("r").try_get_matches_from(line).unwrap();
+        let (name, arguments) = matches.subcommand().unwrap();
+        match request::make(name, arguments) {
+            Ok(_) | Err(RequestError::File { .. }) => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+    table::command("r").debug_assert();
+}
+
+/// Answers one client with `answer`, and tells what it sent.
+fn server(answer: &'static str) -> (tempfile::TempDir, std::thread::JoinHandle<String>) {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("api")).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = [0; 4096];
+        let length = stream.read(&mut bytes).unwrap();
+        stream.write_all(answer.as_bytes()).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    });
+    (directory, thread)
+}
+
+fn ask(answer: &'static str, words: &[&str]) -> (Result<Answer, RemoteError>, String) {
+    let (directory, thread) = server(answer);
+    let socket = directory.path().join("api");
+    let line = ["r", "--api-socket", socket.to_str().unwrap()].into_iter().chain(words.iter().copied());
+    let matches = table::command("r").try_get_matches_from(line).unwrap();
+    let (name, arguments) = matches.subcommand().unwrap();
+    (send(&matches, name, arguments), thread.join().unwrap())
+}
+
+#[test]
+fn answers_are_printed_as_they_came() {
+    let (answer, sent) = ask("HTTP/1.1 200 \r\nContent-Length: 8\r\n\r\n{\"a\": 1}", &["info"]);
+    assert!(
+        sent.starts_with("GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"),
+        "{sent}"
+    );
+    let answer = answer.unwrap();
+    assert_eq!(Form::Numbered.answer(&answer), b"{\"a\": 1}\n");
+    assert_eq!(Form::Json.answer(&answer), b"{\"result\":{\"a\":1}}\n");
+    let (answer, sent) = ask("HTTP/1.1 204 \r\n\r\n", &["remove-device", "a"]);
+    assert!(sent.contains("Content-Length: 10\r\n\r\n{\"id\":\"a\"}"), "{sent}");
+    assert_eq!(Form::Plain.answer(&answer.unwrap()), b"");
+    let (answer, _) = ask("HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", &["shutdown-vmm"]);
+    let answer = answer.unwrap();
+    assert_eq!(Form::Plain.answer(&answer), b"\n");
+    assert_eq!(Form::Json.answer(&answer), b"{\"result\":null}\n");
+}
+
+#[test]
+fn errors_are_told_in_every_form() {
+    let refused =
+        "HTTP/1.1 404 \r\nX-Cumulet-Error: no-vm\r\nContent-Length: 25\r\n\r\n[\"Error from API\",\"none\"]";
+    let error = ask(refused, &["info"]).0.unwrap_err();
+    let words = "Server responded with NotFound";
+    assert_eq!(
+        Form::Plain.error(&error),
+        (format!("cumulet-remote: {words}: Error from API: none\n"), false)
+    );
+    let expected = format!(
+        "Error: ch-remote exited with the following chain of errors:\n  0: {words}\n  1: Error from API\n  2: none\n"
+    );
+    assert_eq!(Form::Numbered.error(&error), (expected, false));
+    let json = "{\"code\":\"no-vm\",\"error\":[\"Error from API\",\"none\"],\"status\":404}\n";
+    assert_eq!(Form::Json.error(&error), (json.into(), true));
+    let error = ask("HTTP/1.1 409 \r\n\r\n", &["info"]).0.unwrap_err();
+    assert!(Form::Numbered.error(&error).0.contains("cannot be read"), "{error}");
+    let matches = table::command("r").try_get_matches_from(["r", "info"]).unwrap();
+    let (name, arguments) = matches.subcommand().unwrap();
+    assert!(matches!(send(&matches, name, arguments), Err(RemoteError::NoSocket)));
+}
