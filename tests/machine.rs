@@ -57,6 +57,9 @@ fn processors_beyond_eight_bits_of_apic_id_run() {
     assert_eq!(vm.console.ready().cpus, 83);
     let ids = vm.console.ok("cpus");
     assert!(ids.contains("256") && ids.contains("257"), "{ids}");
+    // KVM_FEATURE_MSI_EXT_DEST_ID: bit 15 of eax.
+    let features = vm.console.ok("cpuid 0x40000001");
+    assert_ne!(guest::number(features.split_ascii_whitespace().next().unwrap()) & 1 << 15, 0, "{features}");
     vm.console.send("exit 0");
     assert_eq!(vm.exit_code(), 0);
 }
