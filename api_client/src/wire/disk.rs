@@ -47,6 +47,8 @@ pci_device! {
         pub image_type: ImageType,
         /// How much of the image is locked.
         pub lock_granularity: LockGranularity,
+        /// Whether the guest may use packed queues. Cumulet's own.
+        pub packed: bool,
         /// io_uring is not used. For tests.
         pub disable_io_uring: bool,
         /// Linux AIO is not used. For tests.
@@ -76,6 +78,7 @@ impl Default for DiskConfig {
             sparse: true,
             image_type: ImageType::default(),
             lock_granularity: LockGranularity::default(),
+            packed: true,
             disable_io_uring: false,
             disable_aio: false,
         }

@@ -57,6 +57,8 @@ pci_device! {
         pub offload_ufo: bool,
         /// Checksum offload, which the other two need.
         pub offload_csum: bool,
+        /// Whether the guest may use packed queues. Cumulet's own.
+        pub packed: bool,
     }
 }
 
@@ -84,6 +86,7 @@ impl Default for NetConfig {
             offload_tso: true,
             offload_ufo: true,
             offload_csum: true,
+            packed: true,
         }
     }
 }

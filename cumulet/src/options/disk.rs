@@ -28,6 +28,7 @@ pub const KEYS: Keys = &[
         "image_type=raw|qcow2|vhd|vhdx|vmdk",
         "lock_granularity=byte-range",
         "rate_limit_group=ID",
+        "packed=on",
     ],
     LIMITS,
     PCI,
@@ -88,6 +89,7 @@ pub fn parse(text: &str) -> Result<DiskConfig, GrammarError> {
         sparse: pairs.toggle("sparse")?.unwrap_or(default.sparse),
         image_type: pairs.word("image_type", &IMAGE_TYPES)?.unwrap_or_default(),
         lock_granularity: pairs.exact_word("lock_granularity", &LOCKS)?.unwrap_or_default(),
+        packed: pairs.toggle("packed")?.unwrap_or(default.packed),
         disable_io_uring: pairs.toggle("_disable_io_uring")?.unwrap_or(default.disable_io_uring),
         disable_aio: pairs.toggle("_disable_aio")?.unwrap_or(default.disable_aio),
     })
@@ -143,7 +145,7 @@ mod tests {
     fn every_key_arrives() {
         let text = "path=/d,readonly=on,direct=on,num_queues=4,queue_size=256,vhost_user=on,socket=/s,serial=s1,\
                     queue_affinity=[0@[1,2],1@[3]],backing_files=on,sparse=off,image_type=VHD,lock_granularity=full,\
-                    rate_limit_group=g,bw_size=1000,bw_one_time_burst=5,bw_refill_time=100,ops_size=7,\
+                    rate_limit_group=g,packed=off,bw_size=1000,bw_one_time_burst=5,bw_refill_time=100,ops_size=7,\
                     ops_one_time_burst=1,ops_refill_time=9,id=d0,pci_segment=1,pci_device_id=7,iommu=on,\
                     _disable_io_uring=on,_disable_aio=on";
         let expected = DiskConfig {
@@ -172,6 +174,7 @@ mod tests {
             sparse: false,
             image_type: ImageType::FixedVhd,
             lock_granularity: LockGranularity::Full,
+            packed: false,
             disable_io_uring: true,
             disable_aio: true,
         };

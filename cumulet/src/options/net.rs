@@ -29,6 +29,7 @@ pub const KEYS: Keys = &[
         "offload_tso=on",
         "offload_ufo=on",
         "offload_csum=on",
+        "packed=on",
     ],
     LIMITS,
     PCI,
@@ -69,6 +70,7 @@ pub fn parse(text: &str) -> Result<NetConfig, GrammarError> {
         offload_tso: pairs.toggle("offload_tso")?.unwrap_or(default.offload_tso),
         offload_ufo: pairs.toggle("offload_ufo")?.unwrap_or(default.offload_ufo),
         offload_csum: pairs.toggle("offload_csum")?.unwrap_or(default.offload_csum),
+        packed: pairs.toggle("packed")?.unwrap_or(default.packed),
     })
 }
 
@@ -90,7 +92,7 @@ mod tests {
     fn every_key_arrives() {
         let text = "tap=t0,ip=10.0.0.1,mask=255.0.0.0,mac=12:34:56:78:9a:bc,host_mac=2e:00:00:00:00:01,mtu=1400,\
                     num_queues=4,queue_size=512,vhost_user=on,socket=/s,vhost_mode=Server,offload_tso=off,\
-                    offload_ufo=off,offload_csum=off,bw_size=1,bw_one_time_burst=0,bw_refill_time=1,ops_size=1,\
+                    offload_ufo=off,offload_csum=off,packed=off,bw_size=1,bw_one_time_burst=0,bw_refill_time=1,ops_size=1,\
                     ops_one_time_burst=0,ops_refill_time=1,id=n0,pci_segment=1,pci_device_id=7,iommu=on";
         let net = parse(text).unwrap();
         assert!(
@@ -118,6 +120,7 @@ mod tests {
             offload_tso: false,
             offload_ufo: false,
             offload_csum: false,
+            packed: false,
         };
         assert_eq!(net, expected);
         assert_eq!(parse(""), Ok(NetConfig::default()));

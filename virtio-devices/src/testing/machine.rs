@@ -99,8 +99,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// A machine that runs, its device not yet seen by the guest.
     pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::with_packed(device, true)
+    }
+
+    /// The same, and whether the driver is offered packed queues.
+    pub(crate) fn with_packed(device: Box<dyn VirtioDevice>, packed: bool) -> Self {
         let size = usize::try_from(MEMORY).unwrap();
-        let machine = Self::build(device, Arc::new(MmapRegion::new(size).unwrap()));
+        let machine = Self::build(device, Arc::new(MmapRegion::new(size).unwrap()), packed);
         let transaction = machine.manager.begin();
         machine.add_memory(&transaction);
         transaction.commit().unwrap();
@@ -113,7 +118,7 @@ impl Machine {
     /// A machine with the memory of `old`, whose device has loaded `state`; not yet running, no doorbell
     /// armed.
     pub(crate) fn restore(old: &Self, device: Box<dyn VirtioDevice>, state: &str) -> Result<Self, LoadError> {
-        let mut machine = Self::build(device, Arc::clone(&old.mapping));
+        let mut machine = Self::build(device, Arc::clone(&old.mapping), true);
         machine.driver_features = old.driver_features;
         let manager = Arc::clone(&machine.manager);
         let transaction = manager.begin();
@@ -129,7 +134,7 @@ impl Machine {
         Ok(machine)
     }
 
-    fn build(device: Box<dyn VirtioDevice>, mapping: Arc<MmapRegion>) -> Self {
+    fn build(device: Box<dyn VirtioDevice>, mapping: Arc<MmapRegion>, packed: bool) -> Self {
         let vm = FakeVm::new();
         let windows = Windows::new().with(Window { kind: WindowKind::Mmio64, segment: 0 }, BAR, 1 << 32);
         let manager = AddressManager::new(Arc::clone(&vm) as Arc<_>, 32, windows);
@@ -142,6 +147,7 @@ impl Machine {
             manager: Arc::clone(&manager),
             events: Arc::clone(&life) as Arc<_>,
             doorbell_any_width: false,
+            packed,
         };
         let function = VirtioPci::new(&place, handles, device).unwrap();
         let dispatcher = manager.dispatcher();

@@ -194,6 +194,8 @@ pub struct BlockConfig {
     pub lock: LockGranularity,
     /// Host CPUs for each queue that is named.
     pub queue_affinity: Vec<(u16, Vec<usize>)>,
+    /// The packed ring format is offered.
+    pub packed: bool,
     /// io_uring must not be used.
     pub disable_io_uring: bool,
     /// Linux AIO must not be used.
@@ -231,4 +233,6 @@ pub struct NetConfig {
     pub offload_ufo: bool,
     /// Checksum offload.
     pub offload_csum: bool,
+    /// The packed ring format is offered.
+    pub packed: bool,
 }

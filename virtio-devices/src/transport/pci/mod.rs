@@ -85,6 +85,8 @@ pub struct PciHandles {
     pub events: Arc<dyn LifeEvents>,
     /// Whether a doorbell can match a write of any width, which is the cheaper kind.
     pub doorbell_any_width: bool,
+    /// Whether the driver may choose the packed ring format.
+    pub packed: bool,
 }
 
 impl fmt::Debug for PciHandles {
@@ -126,12 +128,13 @@ impl VirtioPci {
         handles: PciHandles,
         device: Box<dyn VirtioDevice>,
     ) -> io::Result<Arc<Mutex<Self>>> {
-        let PciHandles { memory, msi, manager, events, doorbell_any_width } = handles;
+        let PciHandles { memory, msi, manager, events, doorbell_any_width, packed } = handles;
         let sizes = device.queue_max_sizes();
         let kicks: io::Result<Vec<_>> =
             sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new)).collect();
         let kicks: Arc<[Arc<EventFd>]> = kicks?.into();
-        let offered = device.features() | features::TRANSPORT;
+        let withheld = if packed { 0 } else { features::RING_PACKED };
+        let offered = device.features() | features::TRANSPORT & !withheld;
         let registers = Registers::new(&place.id, offered, device.feature_rules(), sizes);
         let layout = BarLayout::new(registers.count());
         let table = MsixTable::new(msi, place.requester, layout.vectors());

@@ -281,6 +281,17 @@ fn a_packed_queue_has_any_size() {
 }
 
 #[test]
+fn packed_queues_are_offered_unless_withheld() {
+    for packed in [true, false] {
+        let mut machine = Machine::with_packed(probe().1, packed);
+        machine.write(0, &1u32.to_le_bytes());
+        let offered = u64::from(u32::from_le_bytes(machine.read(4))) << 32;
+        assert_eq!(offered & features::RING_PACKED != 0, packed);
+        assert_ne!(offered & features::VERSION_1, 0);
+    }
+}
+
+#[test]
 fn rings_outside_of_memory_need_a_reset() {
     let (_, mut machine) = machine();
     machine.negotiate(0);

@@ -59,6 +59,7 @@ pub(super) fn resolve(
             wire::LockGranularity::Full => LockGranularity::Full,
         },
         queue_affinity,
+        packed: said.packed,
         disable_io_uring: said.disable_io_uring,
         disable_aio: said.disable_aio,
         id,

@@ -81,6 +81,7 @@ pub(super) fn resolve(said: &wire::NetConfig) -> Result<NetConfig, ConfigError> 
         offload_tso: said.offload_tso,
         offload_ufo: said.offload_ufo,
         offload_csum: said.offload_csum,
+        packed: said.packed,
         id,
     })
 }

@@ -110,7 +110,8 @@ pub fn attach(
     if context.image_locks == ImageLocks::Now {
         disk.lock()?;
     }
-    let device = virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)?;
+    let device =
+        virtio::function(Box::new(device), layout, context, config.packed).map_err(AttachError::Function)?;
     Ok(Attached { device, control: Control::Disk(disk) })
 }
 

@@ -79,7 +79,7 @@ pub fn attach(
     let (columns, rows) = terminal.size().unwrap_or(DEFAULT_SIZE);
     let device = Console::new(&config.id, Arc::clone(&terminal), columns, rows, Arc::new(PlainThreads));
     let window = Window::watch(&config.target, terminal, device.control()).map_err(AttachError::Function)?;
-    let device = virtio::function(Box::new(device), layout, context).map_err(AttachError::Function)?;
+    let device = virtio::function(Box::new(device), layout, context, true).map_err(AttachError::Function)?;
     Ok(Attached { device, control: Control::Window(window) })
 }
 

@@ -38,7 +38,9 @@ pub fn attach(
         transmit_limiter: config.rate_limit.map(limiter),
     };
     let device = Net::new(parts, Arc::new(taps), Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)
+    virtio::function(Box::new(device), layout, context, config.packed)
+        .map(Attached::plain)
+        .map_err(AttachError::Function)
 }
 
 fn open(config: &NetConfig) -> Result<Taps, AttachError> {

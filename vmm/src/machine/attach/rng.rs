@@ -19,5 +19,7 @@ pub fn attach(
     let source = File::open(&config.source)
         .map_err(|source| AttachError::Open { path: config.source.clone(), source })?;
     let device = Rng::new(&config.id, source, Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context).map(Attached::plain).map_err(AttachError::Function)
+    virtio::function(Box::new(device), layout, context, true)
+        .map(Attached::plain)
+        .map_err(AttachError::Function)
 }

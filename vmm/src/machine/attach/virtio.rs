@@ -11,7 +11,8 @@ use virtio_devices::{
 use super::Context;
 use crate::{events::Events, layout::DeviceLayout};
 
-/// Puts `device` behind a function at the place that the layout gives it.
+/// Puts `device` behind a function at the place that the layout gives it. With `packed` its driver may choose the packed
+/// ring format.
 ///
 /// # Errors
 /// The host has no descriptor left.
@@ -19,6 +20,7 @@ pub fn function(
     device: Box<dyn VirtioDevice>,
     layout: &DeviceLayout,
     context: &Context<'_>,
+    packed: bool,
 ) -> io::Result<SharedDevice> {
     let place = PciPlace {
         id: layout.id.clone(),
@@ -32,6 +34,7 @@ pub fn function(
         manager: Arc::clone(context.manager),
         events: Arc::new(Told(context.events.clone())),
         doorbell_any_width: context.doorbell_any_width,
+        packed,
     };
     Ok(SharedDevice::from_arc(VirtioPci::new(&place, handles, device)?))
 }
