@@ -43,7 +43,7 @@ check_topology() { # 2 threads x 2 cores x 1 die x 2 packages
 }
 check_numa() {
   vm a lab.do=numa -- --cpus boot=2 --memory size=0 --memory-zone id=m0,size=256M id=m1,size=256M \
-    --numa guest_numa_id=0,cpus=0,memory_zones=m0,distances=1@20 guest_numa_id=1,cpus=1,memory_zones=m1,distances=0@20
+    --numa guest_numa_id=0,cpus=0,memory_zones=m0,distances=[1@20] guest_numa_id=1,cpus=1,memory_zones=m1,distances=[0@20]
   up a && ends a || return
   note "$(value a 'NODE 0') / $(value a 'NODE 1')"
   says a '^NODE 0 cpus=0 kib=[12][0-9]\{5\} distance=10 20' && says a '^NODE 1 cpus=1 kib=[12][0-9]\{5\} distance=20 10'
