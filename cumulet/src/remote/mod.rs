@@ -1,7 +1,7 @@
 //! The client program: one command, one request, one answer.
 //!
-//! [`table`] lists the commands, [`request`] makes a request of each, [`output`] tells what came of it, and
-//! [`progress`] shows meanwhile how far it is. Called by the name `ch-remote`, by a link say, the program
+//! `table` lists the commands, `request` makes a request of each, `output` tells what came of it, and
+//! `progress` shows meanwhile how far it is. Called by the name `ch-remote`, by a link say, the program
 //! speaks as those expect that know it. What is absent: HTTP, which is `api_client`'s.
 
 mod migration;

@@ -9,7 +9,10 @@ use super::{
     life::{Booted, Life, Outcome, Stored},
     tree,
 };
-use crate::config::{ConfigError, VmConfig};
+use crate::{
+    config::{ConfigError, VmConfig},
+    machine::attach::Control,
+};
 
 /// What cannot be done to a machine that is booted, yet.
 const HOTPLUG: CommandError = CommandError::Unavailable("hotplug: devices can be added before boot");
@@ -68,15 +71,18 @@ impl Life {
         Ok(Answer::Done)
     }
 
-    /// Changes a disk's size.
+    /// Changes the size of a disk's image, and tells the guest.
     pub(super) fn resize_disk(&mut self, said: wire::VmResizeDisk) -> Outcome {
-        let stored = self.stored.as_ref().ok_or(CommandError::NotCreated)?;
-        self.booted.as_ref().ok_or(CommandError::NotRunning)?;
-        let mut disks = stored.said.disks.iter().flatten();
-        if !disks.any(|disk| disk.id.as_ref() == Some(&said.id)) {
-            return Err(CommandError::UnknownDisk(said.id));
-        }
-        Err(CommandError::Unavailable("way to tell a guest of a disk's new size"))
+        self.stored.as_ref().ok_or(CommandError::NotCreated)?;
+        let booted = self.booted.as_ref().ok_or(CommandError::NotRunning)?;
+        let wire::VmResizeDisk { id, desired_size } = said;
+        let device = booted.machine.devices().iter().find(|device| device.id == id);
+        let Some(Control::Disk(disk)) = device.map(|device| &device.control) else {
+            return Err(CommandError::UnknownDisk(id));
+        };
+        let resized = disk.control().resize(desired_size);
+        resized.map_err(|source| CommandError::Disk { id, size: desired_size, source })?;
+        Ok(Answer::Done)
     }
 
     /// Changes a memory zone's size.

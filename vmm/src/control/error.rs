@@ -68,6 +68,17 @@ pub enum CommandError {
     /// There is no such disk.
     #[error("Disk {0} is not known")]
     UnknownDisk(String),
+    /// A disk's image cannot have that size.
+    #[error("Disk {id} cannot have {size} bytes")]
+    Disk {
+        /// Which.
+        id: String,
+        /// The size.
+        size: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// There is no such memory zone.
     #[error("Memory zone {0} is not known")]
     UnknownZone(String),
@@ -154,6 +165,7 @@ impl CommandError {
             | Self::NotRemovable(_)
             | Self::TooManyVsock
             | Self::Size(_)
+            | Self::Disk { .. }
             | Self::Migration(_)
             | Self::Url(_)
             | Self::Save(_)
@@ -185,7 +197,7 @@ impl CommandError {
             Self::UnknownZone(_) => "unknown-zone",
             Self::NotRemovable(_) => "not-removable",
             Self::TooManyVsock => "too-many-vsock",
-            Self::Size(_) => "size-invalid",
+            Self::Size(_) | Self::Disk { .. } => "size-invalid",
             Self::Migration(_) => "migration-invalid",
             Self::Request(_) => "request-invalid",
             Self::Descriptors { .. } => "descriptors-mismatch",

@@ -203,6 +203,26 @@ fn devices_come_and_go_before_boot() {
 }
 
 #[test]
+fn a_disk_is_resized_while_it_is_in_use() {
+    let bench = Bench::new();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    bench.create(&json!({ "disks": [{ "path": image.path(), "image_type": "Raw" }] })).unwrap();
+    bench.handle.call(Command::Boot).unwrap();
+    let resize = |id: &str, desired_size| {
+        let said = wire::VmResizeDisk { id: id.into(), desired_size };
+        bench.handle.call(Command::ResizeDisk(said))
+    };
+    resize("_disk0", 2 << 20).unwrap();
+    assert_eq!(image.as_file().metadata().unwrap().len(), 2 << 20);
+    assert_eq!(refusal(resize("_disk0", 1000)).0, FAILED);
+    assert_eq!(refusal(resize("__rng", 1 << 20)).0, NOT_FOUND);
+    let counters = bench.board.counters().unwrap();
+    assert_eq!((counters["_disk0"]["read_ops"], counters["_disk0"]["read_latency_min"]), (0, u64::MAX));
+    assert_eq!(counters["_disk0"]["read_latency_avg"], 1_844_674_407_370_955);
+}
+
+#[test]
 fn memory_that_shrinks_does_so_at_the_next_boot() {
     let bench = Bench::with(false, Some(json!({})));
     bench.reaches(Some(VmState::Running));
