@@ -182,7 +182,7 @@ impl Drop for Vm {
 }
 
 /// Waits for a process, but not for ever; returns its status and what it said on standard error.
-fn end(mut child: Child) -> (ExitStatus, String) {
+pub(crate) fn end(mut child: Child) -> (ExitStatus, String) {
     let deadline = Instant::now() + END_MAX;
     let status = loop {
         match child.try_wait() {

@@ -1,5 +1,6 @@
 //! Support for the end-to-end tests.
 
+pub mod api;
 pub mod cumulet;
 pub mod guest;
 pub mod lab;

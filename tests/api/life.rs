@@ -1,0 +1,166 @@
+//! The life of a process that serves an API.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use api_client::wire::VmState;
+use cumulet_tests::{
+    api::{AT_ONCE, Vmm, guest_config},
+    cumulet, guest,
+};
+use serde_json::json;
+
+#[test]
+fn a_vm_lives_and_the_process_ends_when_asked() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start::<&str>(&[]);
+    assert_eq!(fs::metadata(vmm.socket()).unwrap().permissions().mode() & 0o777, 0o700);
+    let mut client = vmm.client();
+    assert_eq!(client.ping().unwrap().pid, i64::from(vmm.pid()));
+    let config = guest_config("", &json!({ "cpus": { "boot_vcpus": 2, "max_vcpus": 2 } }));
+    client.create(&serde_json::from_value(config).unwrap()).unwrap();
+    assert_eq!(client.info().unwrap().state, VmState::Created);
+    client.boot().unwrap();
+    let info = client.info().unwrap();
+    assert_eq!((info.state, info.memory_actual_size), (VmState::Running, 64 << 20));
+    assert_eq!(info.device_tree.unwrap()["_virtio-pci-__rng"].pci_bdf.as_deref(), Some("0000:00:01.0"));
+    let threads = vmm.threads();
+    for name in ["vcpu0", "vcpu1", "http-server"] {
+        assert!(threads.contains(&name.to_owned()), "{threads:?}");
+    }
+    client.pause().unwrap();
+    client.resume().unwrap();
+    client.reboot().unwrap();
+    client.shutdown().unwrap();
+    assert_eq!(client.info().unwrap().state, VmState::Created);
+    client.boot().unwrap();
+    client.delete().unwrap();
+    assert!(client.info().is_err());
+    assert!(client.metrics().unwrap().contains("cumulet_vm_state{state=\"none\"} 1"));
+    client.shutdown_vmm().unwrap();
+    let (status, socket) = vmm.end();
+    assert_eq!((status.code(), socket), (Some(0), false));
+}
+
+#[test]
+fn a_vm_of_the_command_line_has_an_api_too() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let kernel = guest::path().to_str().unwrap();
+    let vmm = Vmm::start(&["--kernel", kernel, "--console", "off", "--cmdline", "", "--memory", "size=64M"]);
+    let mut client = vmm.client();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while client.info().map(|info| info.state).ok() != Some(VmState::Running) {
+        assert!(Instant::now() < deadline, "it does not boot");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(client.metrics().unwrap().contains("cumulet_vcpu_exits_total{vcpu=\"0\""));
+    vmm.signal("TERM");
+    let (status, socket) = vmm.end();
+    assert_eq!((status.code(), socket), (Some(0), false));
+}
+
+#[test]
+fn a_guest_that_powers_off_leaves_a_process_that_shall_stay() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start(&["--no-shutdown"]);
+    let mut client = vmm.client();
+    // The sleep control register: sleep type 5, enable.
+    let config = guest_config("out 0x600 1 0x34", &json!({}));
+    client.create(&serde_json::from_value(config).unwrap()).unwrap();
+    for _ in 0..2 {
+        client.boot().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while client.info().unwrap().state != VmState::Created {
+            assert!(Instant::now() < deadline, "it does not power off");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_live_owner_of_a_path_is_never_displaced_and_a_killed_one_always() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let first = Vmm::start::<&str>(&[]);
+    let socket = first.socket();
+    let path = socket.to_str().unwrap();
+    let (code, said) = cumulet::refusal(&["--api-socket", path]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("another process serves it"), "{said}");
+    first.client().ping().unwrap();
+    first.signal("KILL");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        assert!(Instant::now() < deadline);
+    }
+    let mut second =
+        Command::new(cumulet::path()).args(["--api-socket", path]).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while api_client::Client::connect(&socket).and_then(|mut client| client.ping()).is_err() {
+        assert!(Instant::now() < deadline, "the path of a dead owner is not taken over");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = second.kill();
+    let _ = second.wait();
+}
+
+#[test]
+fn lives_leave_nothing_behind() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start::<&str>(&[]);
+    let mut client = vmm.client();
+    let config = guest_config(
+        "",
+        &json!({ "cpus": { "boot_vcpus": 2, "max_vcpus": 2 }, "serial": { "mode": "Pty" } }),
+    );
+    let config = serde_json::from_value(config).unwrap();
+    let mut before = None;
+    for round in 0..20 {
+        client.create(&config).unwrap();
+        client.boot().unwrap();
+        client.delete().unwrap();
+        let now = (vmm.count("fd"), vmm.count("task"));
+        assert_eq!(now, *before.get_or_insert(now), "round {round}");
+    }
+}
+
+#[test]
+fn whoever_asks_is_answered_at_once_while_vms_come_and_go() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start::<&str>(&[]);
+    let config = guest_config("", &json!({ "memory": { "size": 256 << 20, "prefault": true } }));
+    let config = serde_json::from_value(config).unwrap();
+    let mut works = vmm.client();
+    let worker = std::thread::spawn(move || {
+        for _ in 0..5 {
+            works.create(&config).unwrap();
+            works.boot().unwrap();
+            works.delete().unwrap();
+        }
+    });
+    let mut asks = vmm.client();
+    let mut slowest = Duration::ZERO;
+    while !worker.is_finished() {
+        let begun = Instant::now();
+        asks.ping().unwrap();
+        asks.jobs().unwrap();
+        slowest = slowest.max(begun.elapsed());
+    }
+    worker.join().unwrap();
+    assert!(slowest < AT_ONCE * 2, "{slowest:?} for two questions");
+}

@@ -1,0 +1,6 @@
+//! The API of a real process on the host's hypervisor: what clients send and expect, and what they should not send.
+
+mod clients;
+mod hostile;
+mod life;
+mod remote;

@@ -1,0 +1,72 @@
+//! The client program against the server.
+
+use std::os::unix::fs::symlink;
+
+use cumulet_tests::{
+    api::{Vmm, guest_config, remote},
+    cumulet::{self, Ran},
+};
+use serde_json::{Value, json};
+
+fn run(vmm: &Vmm, arguments: &[&str], input: &str) -> Ran {
+    let socket = vmm.socket();
+    let socket = ["--api-socket", socket.to_str().expect("a path of ours is text")];
+    cumulet::run(remote(), &[&socket, arguments].concat(), input)
+}
+
+#[test]
+fn a_vm_is_driven_from_a_script() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start::<&str>(&[]);
+    let ok = |arguments: &[&str], input: &str| {
+        let ran = run(&vmm, arguments, input);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        ran.stdout
+    };
+    let ping: Value = serde_json::from_str(&ok(&["ping"], "")).unwrap();
+    assert_eq!(ping["pid"], vmm.pid());
+    assert_eq!(ok(&["create"], &guest_config("", &json!({})).to_string()), "");
+    assert_eq!(ok(&["add-disk", "path=/nowhere,id=extra"], ""), "");
+    assert_eq!(ok(&["remove-device", "extra"], ""), "");
+    assert_eq!(ok(&["resize", "--memory", "128M"], ""), "");
+    ok(&["boot"], "");
+    let info: Value = serde_json::from_str(&ok(&["info"], "")).unwrap();
+    assert_eq!((&info["state"], &info["memory_actual_size"]), (&json!("Running"), &json!(128 << 20)));
+    for command in
+        ["nmi", "power-button", "pause", "resume", "reboot", "shutdown", "boot", "counters", "jobs"]
+    {
+        ok(&[command], "");
+    }
+    let refused = run(&vmm, &["resume"], "");
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+    let expected = "cumulet-remote: Server responded with InternalServerError: Error from API: The VM could not resume: ";
+    assert!(refused.stderr.starts_with(expected), "{}", refused.stderr);
+    let refused = run(&vmm, &["--json", "resume"], "");
+    let said: Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(
+        (refused.code, &said["code"], &said["status"]),
+        (Some(1), &json!("invalid-transition"), &json!(500))
+    );
+    assert_eq!(run(&vmm, &["add-disk"], "").code, Some(2));
+    assert_eq!(run(&vmm, &[], "").code, Some(2));
+    assert_eq!(ok(&["shutdown-vmm"], ""), "\n");
+    assert_eq!(vmm.end().0.code(), Some(0));
+}
+
+#[test]
+fn under_the_other_name_it_speaks_as_scripts_expect() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("ch-remote");
+    symlink(remote(), &program).unwrap();
+    let ran = cumulet::run(&program, &["--version"], "");
+    assert!(ran.stdout.starts_with("ch-remote v"), "{ran:?}");
+    let ran = cumulet::run(&program, &["--api-socket", "/nowhere/api", "info"], "");
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stderr.starts_with("Error: ch-remote exited with the following chain of errors:\n  0: "),
+        "{ran:?}"
+    );
+    assert_eq!(cumulet::run(&program, &["info"], "").code, Some(1));
+}

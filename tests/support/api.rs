@@ -1,0 +1,241 @@
+//! A VMM that serves its API, and ways to speak to it: typed, and byte by byte.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use api_client::Client;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{cumulet, guest};
+
+/// Longest time that a question may take while the VMM is busy with something else.
+pub const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// Returns the path of `cumulet-remote`, built with optimisation.
+///
+/// # Panics
+///
+/// If it cannot be built; with what Cargo said.
+#[must_use]
+pub fn remote() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| guest::build_release("cumulet", "cumulet-remote"))
+}
+
+/// A process that serves its API. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Vmm {
+    // Taken by the one that waits for the end.
+    child: Option<Child>,
+    directory: TempDir,
+}
+
+/// What came back for one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// Everything before the body.
+    pub head: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Reply {
+    /// The body as JSON; null if it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+impl Vmm {
+    /// Starts the program with a socket of its own, and `arguments` besides.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started, or does not answer within ten seconds.
+    pub fn start<A: AsRef<OsStr>>(arguments: &[A]) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for a socket");
+        let socket = directory.path().join("api");
+        let mut command = Command::new(cumulet::path());
+        command.arg("--api-socket").arg(&socket).args(arguments);
+        Self::spawn(command, directory)
+    }
+
+    /// Starts a command that serves at `api` in `directory`.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started, or does not answer within ten seconds.
+    #[must_use]
+    pub fn spawn(mut command: Command, directory: TempDir) -> Self {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cumulet cannot be started: {error}"));
+        let vmm = Self { child: Some(child), directory };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(vmm.socket()).is_err() {
+            assert!(Instant::now() < deadline, "cumulet does not serve its API");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        vmm
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("api")
+    }
+
+    /// The process id.
+    ///
+    /// # Panics
+    ///
+    /// If the process was waited for.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it has not been waited for").id()
+    }
+
+    /// A connection to send bytes over.
+    ///
+    /// # Panics
+    ///
+    /// If there is nobody to connect to.
+    #[must_use]
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).expect("somebody listens");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("30 is not 0");
+        stream
+    }
+
+    /// A typed client.
+    ///
+    /// # Panics
+    ///
+    /// If there is nobody to connect to.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::over(self.connect())
+    }
+
+    /// Sends one request on a connection of its own; an empty body is none.
+    ///
+    /// # Panics
+    ///
+    /// If no answer comes.
+    #[must_use]
+    pub fn ask(&self, method: &str, endpoint: &str, body: &str) -> Reply {
+        send(&mut self.connect(), method, endpoint, body)
+    }
+
+    /// How many of something the process has: `fd` or `task`.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    #[must_use]
+    pub fn count(&self, of: &str) -> usize {
+        fs::read_dir(format!("/proc/{}/{of}", self.pid())).expect("the process is there").count()
+    }
+
+    /// The names of its threads.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    #[must_use]
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process is there");
+        // One that has ended meanwhile has no name any more.
+        let names = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "signal {name} cannot be sent");
+    }
+
+    /// Waits for the end; returns the status, and whether the socket is still there.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end within a minute.
+    #[must_use]
+    pub fn end(mut self) -> (ExitStatus, bool) {
+        let (status, _) = cumulet::end(self.child.take().expect("it is taken only here"));
+        (status, self.socket().exists())
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only if the process has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Sends one request and reads its answer by one read, as there are clients that do.
+///
+/// # Panics
+///
+/// If no answer comes.
+#[must_use]
+pub fn send(stream: &mut UnixStream, method: &str, endpoint: &str, body: &str) -> Reply {
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let request = format!("{method} http://localhost/api/v1/{endpoint} HTTP/1.1\r\n{length}\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("the server reads");
+    reply(stream)
+}
+
+/// Reads an answer by one read.
+///
+/// # Panics
+///
+/// If none comes.
+#[must_use]
+pub fn reply(stream: &mut UnixStream) -> Reply {
+    let mut bytes = vec![0; 1 << 20];
+    let length = stream.read(&mut bytes).expect("an answer comes");
+    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?} is no answer"));
+    let status = head.get(9..12).and_then(|code| code.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("{head:?} has no status"));
+    Reply { status, head: head.to_owned(), body: body.to_owned() }
+}
+
+/// A configuration of the test guest with `orders` on its command line, and `more` laid over it.
+#[must_use]
+pub fn guest_config(orders: &str, more: &Value) -> Value {
+    let mut config = json!({
+        "payload": { "kernel": guest::path(), "cmdline": orders },
+        "memory": { "size": 64 << 20 },
+        "console": { "mode": "Off" },
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    config
+}
