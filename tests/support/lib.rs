@@ -4,4 +4,5 @@ pub mod api;
 pub mod cumulet;
 pub mod guest;
 pub mod lab;
+pub mod monitor;
 pub mod qemu;

@@ -1,0 +1,388 @@
+//! A VM is saved, its process ends, and it lives again in another: with the same memory, the same queues and the same
+//! interrupts, after one commit; or it is refused with the reason, and nothing is left behind.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use api_client::wire::VmState;
+use cumulet_tests::{
+    cumulet,
+    guest::{self, Console},
+    monitor::{self, Monitor},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// First address that is the tests' own (docs/test-guest.md).
+const FREE: u64 = 32 << 20;
+
+/// Two processors, a disk of two queues, a console and an entropy source, in a directory of their own.
+fn machine(directory: &Path) -> Value {
+    let disk = directory.join("disk");
+    fs::write(&disk, vec![0; 16 << 20]).expect("there is room for a disk");
+    json!({
+        "cpus": { "boot_vcpus": 2, "max_vcpus": 2 },
+        "disks": [{ "path": disk, "num_queues": 2, "image_type": "Raw" }],
+        "console": { "mode": "Null" },
+    })
+}
+
+/// Sets every virtio device up; returns their addresses and types.
+fn drive(console: &mut Console) -> Vec<(String, u64)> {
+    let listed = console.ok("virtio");
+    let devices: Vec<(String, u64)> = listed
+        .split('[')
+        .skip(1)
+        .map(|device| {
+            (device.split_whitespace().next().expect("an address").to_owned(), guest::field(device, "type"))
+        })
+        .collect();
+    for (bdf, _) in &devices {
+        console.ok(&format!("vinit {bdf}"));
+    }
+    devices
+}
+
+/// Every queue answers, and every vector that answers signals.
+fn check(console: &mut Console) {
+    let said = console.ok("vcheck");
+    let field = |name| guest::field(&said, name);
+    assert!(field("asked") >= 3, "{said}");
+    assert_eq!(field("asked"), field("answered"), "{said}");
+    assert_eq!(field("vectors"), field("signalled"), "{said}");
+}
+
+fn snapshot(monitor: &mut Monitor, directory: &Path) -> PathBuf {
+    let target = directory.join("snapshot");
+    fs::create_dir(&target).expect("it can be made");
+    monitor.put("vm.pause", &Value::Null).expect("it can be paused");
+    let request = json!({ "destination_url": monitor::url(&target) });
+    monitor.put("vm.snapshot", &request).expect("it can be saved");
+    assert_eq!(monitor.state(), VmState::Paused);
+    target
+}
+
+/// A snapshot of a machine under way, and what its guest knows.
+struct Saved {
+    directory: TempDir,
+    snapshot: PathBuf,
+    nonce: String,
+}
+
+fn saved() -> Saved {
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut first = Monitor::start(place, &[] as &[&str]);
+    let mut console = first.boot(place, &machine(place));
+    drive(&mut console);
+    check(&mut console);
+    console.ok(&format!("fill {FREE:#x} 24M 7"));
+    let nonce = console.ok("nonce");
+    let snapshot = snapshot(&mut first, place);
+    first.quit();
+    Saved { directory, snapshot, nonce }
+}
+
+impl Saved {
+    fn place(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The guest is the one that was saved, and everything of it works.
+    fn proves_itself(&self) -> Console {
+        let mut console = monitor::serial(self.place());
+        assert_eq!(console.ok("nonce"), self.nonce);
+        assert_eq!(console.ok(&format!("verify {FREE:#x} 24M 7")), "same");
+        check(&mut console);
+        console
+    }
+}
+
+#[test]
+fn a_vm_lives_again_in_another_process_in_every_way() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    for mode in [None, Some("Copy"), Some("Cow"), Some("OnDemand")] {
+        let mut second = Monitor::start(saved.place(), &[] as &[&str]);
+        let mut said = json!({});
+        if let Some(mode) = mode {
+            said["memory_restore_mode"] = json!(mode);
+        }
+        let report = second.restore(&saved.snapshot, &said);
+        assert_eq!(second.state(), VmState::Running);
+        let way = mode.unwrap_or("Cow").to_lowercase();
+        assert_eq!(report["memory"][0]["mode"], way.as_str(), "{report}");
+        // One commit: one slot, no route, no doorbell.
+        let commit = &report["commit"];
+        assert_eq!(report["totals"]["commits"], 1, "{report}");
+        assert_eq!(commit["slots_added"]["count"], 1, "{commit}");
+        assert_eq!(commit["routing_writes"]["count"], 0, "{commit}");
+        assert_eq!(commit["doorbells_added"]["count"], 0, "{commit}");
+        assert_eq!(commit["doorbells_late"], 5, "{commit}");
+        saved.proves_itself();
+        second.quit();
+    }
+    // Piece by piece it takes more commits, and comes to the same.
+    let mut second = Monitor::start(saved.place(), &[] as &[&str]);
+    let report = second.restore(&saved.snapshot, &json!({ "commit": "each" }));
+    assert_eq!(report["totals"]["commits"], 1 + 3 + 5, "{report}");
+    assert_eq!(report["totals"]["doorbells_added"]["count"], 5, "{report}");
+    saved.proves_itself();
+    second.quit();
+}
+
+#[test]
+fn requests_that_were_under_way_are_finished_after_the_restore() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let mut console = monitor.boot(place, &machine(place));
+    let devices = drive(&mut console);
+    let (disk, _) = devices.iter().find(|(_, kind)| *kind == 2).expect("there is a disk");
+    console.ok(&format!("vstress start {disk} 0 11"));
+    console.ok("ticks start 1000");
+    console.ok(&format!("dirty {FREE:#x} 16M 100M"));
+    for generation in 0..5 {
+        let of_its_own = place.join(format!("{generation}"));
+        fs::create_dir(&of_its_own).expect("there is room");
+        let target = snapshot(&mut monitor, &of_its_own);
+        drop(console);
+        monitor.quit();
+        monitor = Monitor::start(place, &[] as &[&str]);
+        let mode = ["Cow", "OnDemand", "Copy"][generation % 3];
+        monitor.restore(&target, &json!({ "memory_restore_mode": mode }));
+        console = monitor::serial(place);
+        let said = console.ok("vstress");
+        assert_eq!((guest::field(&said, "bad_status"), guest::field(&said, "bad_data")), (0, 0), "{said}");
+        let before = guest::number(&console.ok("ticks"));
+        monitor::until("the timer", || (guest::number(&console.ok("ticks")) > before).then_some(()));
+    }
+    let said = console.ok("vstress stop");
+    assert!(guest::field(&said, "rounds") > 0, "{said}");
+    assert_eq!((guest::field(&said, "bad_status"), guest::field(&said, "bad_data")), (0, 0), "{said}");
+    let said = console.ok("dirty-check");
+    assert_eq!(guest::field(&said, "bad"), 0, "{said}");
+    monitor.quit();
+}
+
+#[test]
+fn a_guest_that_has_done_nothing_yet_lives_again_too() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let mut console = monitor.boot(place, &machine(place));
+    // No device has a driver. A second one had, and lost it.
+    let (disk, _) = drive(&mut console).into_iter().find(|(_, kind)| *kind == 2).expect("there is a disk");
+    console.ok(&format!("vreset {disk}"));
+    let target = snapshot(&mut monitor, place);
+    drop(console);
+    // It goes on where it is, too.
+    monitor.put("vm.resume", &Value::Null).expect("it can be resumed");
+    monitor.quit();
+    // Restored paused, saved again without having run, and then restored to run.
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    monitor.restore(&target, &json!({ "resume": false, "memory_restore_mode": "OnDemand" }));
+    assert_eq!(monitor.state(), VmState::Paused);
+    let again = place.join("again");
+    fs::create_dir(&again).expect("there is room");
+    monitor.put("vm.snapshot", &json!({ "destination_url": monitor::url(&again) })).expect("it can be saved");
+    monitor.quit();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    monitor.restore(&again, &json!({}));
+    let mut console = monitor::serial(place);
+    drive(&mut console);
+    check(&mut console);
+    monitor.quit();
+}
+
+/// Changes the configuration beside a snapshot.
+fn edit(snapshot: &Path, change: impl FnOnce(&mut Value)) {
+    let path = snapshot.join("config.json");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
+    change(&mut config);
+    fs::write(path, config.to_string()).expect("it can be written");
+}
+
+#[test]
+fn the_hosts_resources_can_be_edited_and_nothing_else() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let moved = saved.place().join("moved");
+    fs::rename(saved.place().join("disk"), &moved).expect("it can be moved");
+    let mut second = Monitor::start(saved.place(), &[] as &[&str]);
+    // The disk is not where it was; the process is none the worse for it.
+    let request = monitor::restore_request(&saved.snapshot, &json!({}));
+    let refusal = second.refused("vm.restore", &request);
+    let said = refusal.messages.expect("it says why").join(": ");
+    assert!(said.contains("device _disk0") && said.contains("No such file"), "{said}");
+    edit(&saved.snapshot, |config| config["disks"][0]["path"] = json!(moved));
+    let report = second.restore(&saved.snapshot, &json!({}));
+    assert_eq!(report["edited"], json!(["disks.0.path"]));
+    saved.proves_itself();
+    second.put("vm.delete", &Value::Null).expect("it can be deleted");
+
+    for (pointer, value, expected) in [
+        ("/cpus/boot_vcpus", json!(1), "cpus.boot_vcpus was 2"),
+        ("/memory/size", json!(64 << 20), "memory.size was 134217728"),
+        ("/disks/0/num_queues", json!(1), "disks.0.num_queues was 2"),
+        ("/pvpanic", json!(true), "pvpanic was false"),
+    ] {
+        let mut before = Value::Null;
+        edit(&saved.snapshot, |config| {
+            before = std::mem::replace(config.pointer_mut(pointer).expect("it is there"), value);
+        });
+        let refusal = second.refused("vm.restore", &request);
+        assert_eq!(refusal.code.as_deref(), Some("config-edited"));
+        let said = refusal.messages.expect("it says why").join(": ");
+        assert!(said.contains(expected), "{said}");
+        edit(&saved.snapshot, |config| *config.pointer_mut(pointer).expect("it is there") = before);
+    }
+    second.restore(&saved.snapshot, &json!({}));
+    saved.proves_itself();
+    second.quit();
+}
+
+#[test]
+fn damage_is_refused_before_a_processor_runs() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let mut second = Monitor::start(saved.place(), &[] as &[&str]);
+    let request = monitor::restore_request(&saved.snapshot, &json!({ "verify": "full" }));
+    for (name, at) in [("state.json", 5000), ("memory-ranges", 40 << 20), ("manifest.json", 100)] {
+        let path = saved.snapshot.join(name);
+        let good = fs::read(&path).expect("it is there");
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        let cut = &good[..good.len() - 1];
+        for damaged in [bad.as_slice(), cut, &[]] {
+            fs::write(&path, damaged).expect("it can be written");
+            let refusal = second.refused("vm.restore", &request);
+            let said = refusal.messages.expect("it says why").join(": ");
+            assert_eq!(refusal.code.as_deref(), Some("snapshot-unusable"), "{said}");
+            assert!(said.contains(name), "{said}");
+        }
+        fs::write(&path, good).expect("it can be written");
+    }
+    second.restore(&saved.snapshot, &json!({ "verify": "full" }));
+    saved.proves_itself();
+    second.quit();
+}
+
+#[test]
+fn a_guest_never_sees_memory_that_was_damaged_after_its_restore_began() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let path = saved.snapshot.join("memory-ranges");
+    let events = saved.place().join("events");
+    let mut second =
+        Monitor::start(saved.place(), &["--event-monitor", &format!("path={}", events.display())]);
+    second.restore(&saved.snapshot, &json!({ "memory_restore_mode": "OnDemand" }));
+    let mut bytes = fs::read(&path).expect("it is there");
+    bytes[50 << 20] ^= 1;
+    fs::write(&path, bytes).expect("it can be written");
+    let mut console = monitor::serial(saved.place());
+    console.send(&format!("verify {FREE:#x} 24M 7"));
+    let (status, said) = second.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("memory at 0x3200000 is damaged"), "{said}");
+    let events = fs::read_to_string(events).expect("there are events");
+    assert!(events.contains("memory-failed"), "{events}");
+}
+
+#[test]
+fn directories_that_cannot_be_used_are_refused_and_left_alone() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let place = saved.place();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let refused_restore = |monitor: &mut Monitor, source: &str| {
+        let refusal = monitor.refused("vm.restore", &json!({ "source_url": source }));
+        refusal.messages.expect("it says why").join(": ")
+    };
+    let missing = place.join("missing");
+    assert!(refused_restore(&mut monitor, "http://elsewhere").contains("is no snapshot's address"));
+    assert!(refused_restore(&mut monitor, &monitor::url(&missing)).contains("No such file"));
+    assert!(refused_restore(&mut monitor, &monitor::url(place)).contains("has no manifest.json"));
+    monitor.restore(&saved.snapshot, &json!({ "resume": false }));
+    for (target, expected) in [
+        (missing, "No such file"),
+        (place.join("disk"), "not a directory"),
+        (saved.snapshot.clone(), "holds a snapshot already"),
+    ] {
+        let request = json!({ "destination_url": monitor::url(&target) });
+        let said = monitor.refused("vm.snapshot", &request).messages.expect("it says why").join(": ");
+        assert!(said.contains(expected), "{said}");
+    }
+    monitor.put("vm.resume", &Value::Null).expect("it can go on");
+    saved.proves_itself();
+    monitor.quit();
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_saves_leaves_a_whole_snapshot_or_none() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut whole = 0;
+    for round in 0..12u64 {
+        let place = place.join(round.to_string());
+        fs::create_dir(&place).expect("there is room");
+        let mut monitor = Monitor::start(&place, &[] as &[&str]);
+        let mut console = monitor.boot(&place, &machine(&place));
+        console.ok(&format!("fill {FREE:#x} 64M {round}"));
+        monitor.put("vm.pause", &Value::Null).expect("it can be paused");
+        let target = place.join("snapshot");
+        fs::create_dir(&target).expect("there is room");
+        let request = json!({ "destination_url": monitor::url(&target) });
+        let pid = monitor.pid().to_string();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(round * 8));
+                std::process::Command::new("kill").args(["-KILL", &pid]).status().expect("it can be killed");
+            });
+            // It may be done before, or never.
+            let _ = monitor.put("vm.snapshot", &request);
+        });
+        monitor.kill();
+        // A process that was killed leaves its serial port's socket.
+        fs::remove_file(place.join("serial")).expect("it is there");
+        let mut monitor = Monitor::start(&place, &[] as &[&str]);
+        if target.join("manifest.json").exists() {
+            whole += 1;
+            monitor.restore(&target, &json!({ "verify": "full" }));
+            let mut console = monitor::serial(&place);
+            assert_eq!(console.ok(&format!("verify {FREE:#x} 64M {round}")), "same");
+        } else {
+            let said = monitor.refused("vm.restore", &monitor::restore_request(&target, &json!({})));
+            assert!(said.to_string().contains("has no manifest.json"), "{said}");
+            // The same directory does for the next attempt.
+            let mut console = monitor.boot(&place, &machine(&place));
+            console.ok("ping");
+            monitor.put("vm.pause", &Value::Null).expect("it can be paused");
+            monitor.put("vm.snapshot", &request).expect("it can be saved");
+        }
+        monitor.quit();
+    }
+    assert!(whole < 12, "none was killed in time");
+}
