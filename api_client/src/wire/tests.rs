@@ -8,6 +8,76 @@ use super::*;
 /// `vm.info` of a VM that was created from `{}`, as a client received it.
 const EMPTY_VM: &str = r#"{"config":{"cpus":{"boot_vcpus":1,"max_vcpus":1,"kvm_hyperv":false,"max_phys_bits":46,"features":{"amx":false},"nested":true,"core_scheduling":"Vm","profile":"Host"},"memory":{"size":536870912,"mergeable":false,"hotplug_method":"Acpi","shared":false,"hugepages":false,"prefault":false,"reserve":false,"thp":true},"rng":{"pci_segment":0,"src":"/dev/urandom"},"serial":{"mode":"Null"},"console":{"mode":"Tty","pci_segment":0},"debug_console":{"mode":"Off","iobase":233},"pvpanic":false,"iommu":false,"watchdog":false,"landlock_enable":false},"state":"Created","memory_actual_size":536870912}"#;
 
+/// What the document says of an object, followed to the end of its references.
+fn described<'doc>(document: &'doc Value, schema: &'doc Value) -> &'doc Value {
+    match (schema.get("$ref"), schema.get("anyOf")) {
+        (Some(name), _) => {
+            let place = name.as_str().unwrap().strip_prefix('#').unwrap();
+            let schema = document.pointer(place);
+            described(document, schema.unwrap_or_else(|| panic!("{place} is not there")))
+        }
+        (None, Some(choices)) => described(document, &choices[0]),
+        (None, None) => schema,
+    }
+}
+
+/// Checks that every member of `value` is described, and of the type that it has.
+fn check_described(document: &Value, schema: &Value, value: &Value, place: &str) {
+    let schema = described(document, schema);
+    let types = match &schema["type"] {
+        Value::Array(types) => types.clone(),
+        one => vec![one.clone()],
+    };
+    let kind = match value {
+        // What may be null is a choice that was followed above.
+        Value::Null => return,
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    assert!(types.contains(&kind.into()), "{place}: {kind}, not {types:?}");
+    if let (Some(names), Some(name)) = (schema["enum"].as_array(), value.as_str()) {
+        assert!(names.contains(&name.into()), "{place}: {name} is not described");
+    }
+    for (index, member) in value.as_array().into_iter().flatten().enumerate() {
+        check_described(document, &schema["items"], member, &format!("{place}.{index}"));
+    }
+    for (name, member) in value.as_object().into_iter().flatten() {
+        if let Some(properties) = schema.get("properties") {
+            assert!(properties.get(name).is_some(), "{place}.{name} is not described");
+            check_described(document, &properties[name], member, &format!("{place}.{name}"));
+        }
+    }
+}
+
+#[test]
+fn the_document_describes_a_configuration_with_every_member() {
+    let document: Value = serde_json::from_str(crate::OPENAPI).unwrap();
+    let schema = json!({ "$ref": "#/components/schemas/VmConfig" });
+    let everything: Value = serde_json::from_str(EVERYTHING).unwrap();
+    check_described(&document, &schema, &everything, "VmConfig");
+    // And nothing that is not there.
+    let members = document["components"]["schemas"]["VmConfig"]["properties"].as_object().unwrap();
+    for name in members.keys() {
+        assert!(everything.get(name).is_some(), "{name} is described and does not exist");
+    }
+}
+
+#[test]
+fn everything_that_the_document_refers_to_is_there() {
+    fn walk(document: &Value, value: &Value) {
+        if value.get("$ref").is_some() {
+            described(document, value);
+        }
+        value.as_array().into_iter().flatten().for_each(|member| walk(document, member));
+        value.as_object().into_iter().flatten().for_each(|(_, member)| walk(document, member));
+    }
+    let document: Value = serde_json::from_str(crate::OPENAPI).unwrap();
+    walk(&document, &document);
+}
+
 /// A configuration with every member, none of them as it would be without being given.
 const EVERYTHING: &str = r#"{
     "cpus": { "boot_vcpus": 2, "max_vcpus": 4, "kvm_hyperv": true, "max_phys_bits": 39, "nested": false,

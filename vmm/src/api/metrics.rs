@@ -25,7 +25,9 @@ pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
         text.sample("cumulet_memory_bytes", &[], info.memory_actual_size);
     }
     exits(vmm, &mut text);
+    commits(vmm, &mut text);
     devices(vmm, &mut text);
+    restore(vmm, &mut text);
     jobs(vmm, &mut text);
     Ok(Response::with_type(TEXT, text.0))
 }
@@ -42,6 +44,33 @@ fn exits(vmm: &Vmm, text: &mut Text) {
             text.sample("cumulet_vcpu_exits_total", &[("vcpu", &index), ("kind", kind)], count);
         }
     }
+}
+
+/// How the guest's wiring was changed since the machine was built.
+fn commits(vmm: &Vmm, text: &mut Text) {
+    let Some(totals) = vmm.board.commits() else { return };
+    text.family("cumulet_commits_total", "counter", "Changes of the guest's wiring.");
+    text.sample("cumulet_commits_total", &[("result", "done")], totals.commits);
+    text.sample("cumulet_commits_total", &[("result", "undone")], totals.failed);
+    let kinds = totals.operations.kinds();
+    text.family("cumulet_commit_operations_total", "counter", "Operations of those changes, by kind.");
+    for (kind, operations) in &kinds {
+        text.sample("cumulet_commit_operations_total", &[("kind", kind)], operations.count);
+    }
+    text.family("cumulet_commit_nanoseconds_total", "counter", "Time that they took, by kind.");
+    for (kind, operations) in &kinds {
+        text.sample("cumulet_commit_nanoseconds_total", &[("kind", kind)], operations.ns);
+    }
+}
+
+/// How the last restore went.
+fn restore(vmm: &Vmm, text: &mut Text) {
+    let Some(report) = vmm.board.restored() else { return };
+    text.family("cumulet_restore_phase_nanoseconds", "gauge", "Time that the last restore took, by phase.");
+    for phase in &report.phases {
+        text.sample("cumulet_restore_phase_nanoseconds", &[("phase", phase.name)], phase.ns);
+    }
+    text.sample("cumulet_restore_phase_nanoseconds", &[("phase", "all")], report.total_ns);
 }
 
 /// What devices count. Their latencies are no counters: they go up and down.

@@ -44,6 +44,7 @@ const INFO: &str = "The VM info is not available";
 /// All endpoints, by name.
 pub(super) const ENDPOINTS: &[Endpoint] = &[
     Endpoint { name: "metrics", sentence: INFO, action: Action::Tell(metrics::tell) },
+    Endpoint { name: "openapi.json", sentence: INFO, action: Action::Tell(openapi) },
     doing_with("vm.add-device", "The device could not be added to the VM", commands::add_device),
     doing_with("vm.add-disk", "The disk could not be added to the VM", commands::add_disk),
     doing_with("vm.add-fs", "The fs could not be added to the VM", commands::add_fs),
@@ -106,6 +107,12 @@ impl Endpoint {
             Action::Tell(_) => Method::Get,
             Action::Do(_) | Action::DoWith(_) | Action::DoAtOnce(_) | Action::Quit => Method::Put,
         }
+    }
+
+    /// Whether it needs a body.
+    #[cfg(test)]
+    pub(super) fn takes_body(&self) -> bool {
+        matches!(self.action, Action::DoWith(_) | Action::DoAtOnce(_))
     }
 
     /// The answer to a method that it does not have. Most say nothing to those that no endpoint has.
@@ -198,6 +205,10 @@ fn counters(vmm: &Vmm) -> Result<Response, CommandError> {
 
 fn jobs(vmm: &Vmm) -> Result<Response, CommandError> {
     Ok(answer::json(&vmm.jobs.list()))
+}
+
+fn openapi(_: &Vmm) -> Result<Response, CommandError> {
+    Ok(Response::json(Status::Ok, api_client::OPENAPI))
 }
 
 fn cancel_job(vmm: &Vmm, bytes: &[u8]) -> Result<(Response, Unknown), Response> {

@@ -231,6 +231,70 @@ fn errors_are_chains_with_a_code() {
 }
 
 #[test]
+fn the_document_has_every_endpoint_and_every_status() {
+    let server = Server::new();
+    let document = server.ask("GET", "openapi.json", "").json();
+    let paths = document["paths"].as_object().unwrap();
+    assert_eq!(paths.len(), ENDPOINTS.len());
+    for endpoint in ENDPOINTS {
+        let method = if endpoint.method() == Method::Get { "get" } else { "put" };
+        let operation = &paths[&format!("/{}", endpoint.name)][method];
+        assert!(operation.is_object(), "{} has no {method}", endpoint.name);
+        assert_eq!(operation["requestBody"].is_object(), endpoint.takes_body(), "{}", endpoint.name);
+        let known = |status: u16| operation["responses"].get(status.to_string()).is_some();
+        let body = body(endpoint.name);
+        let body = if endpoint.name == "vm.create" { "{}" } else { body };
+        // Without a VM and with one; nonsense; the wrong method.
+        for body in [body, "[", ""] {
+            if endpoint.name != "vmm.shutdown" {
+                let status = server.ask(&method.to_uppercase(), endpoint.name, body).status;
+                assert!(known(status), "{}: {status}", endpoint.name);
+            }
+        }
+        assert!(known(400), "{}", endpoint.name);
+    }
+}
+
+#[test]
+fn metrics_are_in_the_form_that_prometheus_reads() {
+    let server = Server::new();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    server.create(&json!({ "disks": [{ "path": image.path(), "id": "a" }, { "path": image.path(), "id": "b", "readonly": true }] }));
+    let twice = server.put("vm.boot");
+    assert_eq!(twice, 500, "one image cannot be written and read");
+    server.ask("PUT", "vm.remove-device", r#"{"id":"b"}"#);
+    assert_eq!(server.put("vm.boot"), 204);
+    let reply = server.ask("GET", "metrics", "");
+    assert!(reply.head.contains("Content-Type: text/plain; version=0.0.4"), "{}", reply.head);
+    let (mut families, mut last) = (Vec::new(), "");
+    for line in reply.body.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            last = rest.split(' ').next().unwrap();
+            assert!(!families.contains(&last), "{last} is there twice");
+            families.push(last);
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert_eq!(name, last, "{line}");
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    for family in [
+        "vm_state",
+        "memory_bytes",
+        "vcpu_exits_total",
+        "commits_total",
+        "commit_operations_total",
+        "device_read_bytes_total",
+        "job_milliseconds",
+    ] {
+        assert!(families.contains(&format!("cumulet_{family}").as_str()), "{family}: {families:?}");
+    }
+    assert!(reply.body.contains("cumulet_commits_total{result=\"done\"} 1\n"), "{}", reply.body);
+    assert!(reply.body.contains("cumulet_device_read_ops_total{device=\"a\"} 0\n"), "{}", reply.body);
+}
+
+#[test]
 fn unknown_fields_are_told_and_passed_over() {
     let server = Server::new();
     let mut config = serde_json::to_value(server.bench.said(&json!({}))).unwrap();

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use address_manager::{AddressManager, CommitTotals};
 use api_client::wire::{DeviceNode, VmConfig, VmCounters, VmInfo, VmState};
 use parking_lot::Mutex;
 
@@ -15,6 +16,7 @@ use super::error::CommandError;
 use crate::{
     cpu::ExitCounters,
     machine::{Machine, NamedDevice},
+    snapshot::RestoreReport,
 };
 
 /// How long a question for counters waits for devices that are busy; what it does not get in that time it
@@ -27,6 +29,7 @@ pub struct Board {
     status: Mutex<Arc<Status>>,
     // Locked for no longer than it takes to read the counters.
     gauges: Mutex<Option<Gauges>>,
+    restored: Mutex<Option<Arc<RestoreReport>>>,
 }
 
 /// The VM at one moment.
@@ -45,6 +48,7 @@ struct Gauges {
     devices: Vec<NamedDevice>,
     last: VmCounters,
     vcpus: Vec<(u32, Arc<ExitCounters>)>,
+    manager: Arc<AddressManager>,
 }
 
 impl Board {
@@ -97,6 +101,20 @@ impl Board {
         vcpus.map(|(index, counters)| (*index, counters.all())).collect()
     }
 
+    /// What the commits of the machine did together; `None` without one.
+    pub fn commits(&self) -> Option<CommitTotals> {
+        self.gauges.lock().as_ref().map(|gauges| gauges.manager.totals())
+    }
+
+    /// How the last restore of this process went, if there was one.
+    pub fn restored(&self) -> Option<Arc<RestoreReport>> {
+        self.restored.lock().clone()
+    }
+
+    pub(super) fn remember(&self, report: &RestoreReport) {
+        *self.restored.lock() = Some(Arc::new(report.clone()));
+    }
+
     pub(super) fn publish(&self, status: Status) {
         *self.status.lock() = Arc::new(status);
     }
@@ -107,6 +125,7 @@ impl Board {
             devices: machine.devices().to_vec(),
             last: VmCounters::new(),
             vcpus: machine.vcpus().shared_counters(),
+            manager: Arc::clone(machine.manager()),
         });
         // What goes is dropped here: nobody else holds on to a machine that is taken down.
         drop(std::mem::replace(&mut *self.gauges.lock(), gauges));

@@ -121,6 +121,7 @@ impl Life {
     /// Tells everybody how it went.
     fn tell_restored(&self, report: &RestoreReport) {
         log::info!("{report}");
+        self.board.remember(report);
         let commit = &report.commit;
         let modes: Vec<String> =
             report.memory.iter().map(|zone| format!("{}={}", zone.zone, zone.mode)).collect();
