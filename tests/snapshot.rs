@@ -386,3 +386,29 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_snapshot_or_none() {
     }
     assert!(whole < 12, "none was killed in time");
 }
+
+#[test]
+fn input_waits_for_a_guest_that_stands_still() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let mut second = Monitor::start(saved.place(), &[] as &[&str]);
+    second.restore(&saved.snapshot, &json!({ "resume": false }));
+    let mut console = monitor::serial(saved.place());
+    console.send("nonce");
+    // Saved meanwhile, the machine has not taken it either.
+    let again = saved.place().join("again");
+    fs::create_dir(&again).expect("there is room");
+    second.put("vm.snapshot", &json!({ "destination_url": monitor::url(&again) })).expect("it can be saved");
+    second.put("vm.resume", &Value::Null).expect("it can go on");
+    assert_eq!(console.reply(), Ok(saved.nonce.clone()));
+    second.quit();
+    // And so it is from the start.
+    let url = monitor::url(&again);
+    let arguments = ["--restore", &format!("source_url={url},resume=on")];
+    let mut third = Monitor::start(saved.place(), &arguments);
+    saved.proves_itself();
+    assert_eq!(third.state(), VmState::Running);
+    third.quit();
+}

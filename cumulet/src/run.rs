@@ -9,6 +9,7 @@ use vmm::{
     control::{Control, Ending, First, Restore, Settings},
     events::Events,
     machine::{Host, Machine},
+    snapshot::RestoreReport,
 };
 
 use crate::{
@@ -35,11 +36,14 @@ pub fn run(program: Program, options: &Options) -> Result<Ending, Box<dyn Error>
 
     let host = Host { events, ..Host::new(hypervisor::open(options.hypervisor())?)? };
     let report = options.report();
-    let on_boot = move |machine: &Machine| {
+    let on_boot = move |machine: &Machine, restored: Option<&RestoreReport>| {
         if report {
             #[expect(clippy::print_stderr, reason = "what the user asked for")]
             {
-                eprintln!("{}", machine.report());
+                match restored {
+                    Some(restored) => eprintln!("{restored}"),
+                    None => eprintln!("{}", machine.report()),
+                }
             }
         }
     };

@@ -4,7 +4,7 @@ use std::{
     fmt::{self, Write as _},
     io::{self, BufRead, BufReader, PipeReader},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 /// A program with its arguments and environment, not started yet.
@@ -22,8 +22,6 @@ pub struct Invocation {
 pub struct Finished {
     /// It started, and exited with status 0.
     pub success: bool,
-    /// Its exit code, if it exited by itself.
-    pub code: Option<i32>,
     /// Everything that it printed, standard output and standard error together.
     pub output: String,
     /// The command line, and how it ended: what a person needs to repeat it.
@@ -71,11 +69,10 @@ impl Invocation {
         match self.try_run() {
             Ok((status, output)) => {
                 let story = format!("`{self}` ended with {status}");
-                Finished { success: status.success(), code: status.code(), output, story }
+                Finished { success: status.success(), output, story }
             }
             Err(error) => Finished {
                 success: false,
-                code: None,
                 output: String::new(),
                 story: format!("`{self}` could not be run: {error}"),
             },
@@ -85,6 +82,21 @@ impl Invocation {
     /// Runs the program on this process's own terminal and gives its status.
     pub fn hand_over(&self) -> Result<ExitStatus, String> {
         self.command().status().map_err(|error| format!("`{self}` could not be run: {error}"))
+    }
+
+    /// Starts the program, without standard input and output, and does not wait for it.
+    pub fn spawn(&self, stderr: Stdio) -> io::Result<Child> {
+        self.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn()
+    }
+
+    /// The command line, without the middle of one that nobody reads to its end.
+    pub fn shortened(&self) -> String {
+        const SHOWN: usize = 19;
+        if self.args.len() <= SHOWN {
+            return self.to_string();
+        }
+        let few = Self { args: self.args.iter().take(SHOWN).cloned().collect(), ..self.clone() };
+        format!("{few} ... ({} more)", self.args.len() - SHOWN)
     }
 
     fn try_run(&self) -> io::Result<(ExitStatus, String)> {
@@ -146,8 +158,7 @@ impl Finished {
     /// What a program with that output would have left, for tests of those who read it.
     #[cfg(test)]
     pub fn with(success: bool, output: &str) -> Self {
-        let code = Some(i32::from(!success));
-        Self { success, code, output: output.to_owned(), story: "`program` ended".to_owned() }
+        Self { success, output: output.to_owned(), story: "`program` ended".to_owned() }
     }
 
     /// The whole output under the command line: for a person who has to find out what went wrong.

@@ -31,7 +31,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api_client::wire::{self, ConsoleMode};
+use api_client::wire::{self, ConsoleMode, RestoreCommit};
 use clap::{ArgMatches, error::ErrorKind};
 use clap_complete::Shell;
 use thiserror::Error;
@@ -203,7 +203,14 @@ impl Options {
     /// # Errors
     /// The option does not read, or names a descriptor that is not open.
     pub fn restore(&self) -> Result<Option<Restore>, OptionError> {
-        self.one("restore", restore::parse)
+        let mut restore = self.one("restore", restore::parse)?;
+        if let Some(restore) = &mut restore {
+            restore.config.commit = self.text("restore-commit").map(|when| match when {
+                "each" => RestoreCommit::Each,
+                _ => RestoreCommit::Once,
+            });
+        }
+        Ok(restore)
     }
 
     /// Whether a saved VM is named.

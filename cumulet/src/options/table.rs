@@ -171,6 +171,12 @@ pub const ROWS: &[Row] = &[
         "Further paths for the confined process",
     ),
     row("restore", Program, Takes::Keys(restore::KEYS), "Bring a saved VM back"),
+    row(
+        "restore-commit",
+        Program,
+        Value("WHEN", restore_commit),
+        "With --restore: reconfigure the guest's wiring once, or after each change, to see what that costs",
+    ),
     row("api-socket", Program, Takes::Keys(endpoint::KEYS), "Serve the API there; a bare path will do"),
     row("strict-api", Program, Flag, "Refuse requests over the API that say something unknown"),
     row("event-monitor", Program, Takes::Keys(endpoint::KEYS), "Tell events there, as JSON"),
@@ -230,6 +236,8 @@ fn arg(row: &'static Row) -> Arg {
         Some(short) => arg.short(short).long(row.name),
         None => arg.long(row.name),
     };
+    // A means of comparison, and nothing that anybody needs.
+    arg = arg.hide_short_help(row.name == "restore-commit");
     if let Some(keys) = row.takes.keys() {
         arg = arg.long_help(format!("{}:\n{}", row.about, listed(keys)));
     }
@@ -272,6 +280,10 @@ fn path() -> ValueParser {
 
 fn seccomp() -> ValueParser {
     ["true", "false", "log", "errno"].into()
+}
+
+fn restore_commit() -> ValueParser {
+    ["once", "each"].into()
 }
 
 fn shell() -> ValueParser {

@@ -43,6 +43,7 @@ fn example(row: &Row) -> Vec<String> {
         ("seccomp", _) => "false",
         ("hypervisor", _) => "kvm",
         ("completions", _) => "bash",
+        ("restore-commit", _) => "each",
         _ => "x=y",
     };
     vec![flag, value.to_owned()]

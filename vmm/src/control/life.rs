@@ -26,12 +26,13 @@ use crate::{
     jobs::Jobs,
     machine::{Host, Machine, attach::terminal::Existing, consoles::Seat},
     memory::demand::Pager,
+    snapshot::RestoreReport,
 };
 
 pub(super) type Outcome = Result<Answer, CommandError>;
 
-/// Called with each machine before its first instruction.
-pub type OnBoot = Box<dyn FnMut(&Machine) + Send>;
+/// Called with each machine before its first instruction; with how it went for one that was restored.
+pub type OnBoot = Box<dyn FnMut(&Machine, Option<&RestoreReport>) + Send>;
 
 /// The one VM of this process, from nothing on.
 pub(super) struct Life {
@@ -192,7 +193,7 @@ impl Life {
         job.end(built.as_ref().map(|_| ()).map_err(|error| messages(error)));
         let (machine, config) = built?;
         self.board.gauge(Some(&machine));
-        (self.on_boot)(&machine);
+        (self.on_boot)(&machine, None);
         let booted = self.booted.insert(Booted { machine, config, paused: false });
         booted.machine.resume();
         Ok(())

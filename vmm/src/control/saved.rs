@@ -62,7 +62,7 @@ impl Life {
         self.stored = Some(Stored { said, ids });
         self.name_ptys();
         self.board.gauge(Some(&machine));
-        (self.on_boot)(&machine);
+        (self.on_boot)(&machine, Some(&report));
         self.booted = Some(Booted { machine, config, paused: true });
         self.tell_restored(&report);
         if resume {

@@ -39,6 +39,7 @@ impl Machine {
 
     fn try_pause(&mut self) -> Result<(), LifeError> {
         self.vcpus.pause()?;
+        self.platform.let_input(false);
         if self.stopped_clock.is_none() {
             // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
             self.stopped_clock = self.vm.clock().ok();
@@ -62,6 +63,7 @@ impl Machine {
         {
             log::warn!("the guest's clock has gone on during the pause: {}", crate::error::chain(&error));
         }
+        self.platform.let_input(true);
         self.vcpus.resume();
         if self.arming.is_none() {
             match Arming::start(&self.manager) {

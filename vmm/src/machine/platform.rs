@@ -38,7 +38,7 @@ pub struct Platform {
     /// All of them, in the order in which they are saved.
     pub devices: Vec<NamedDevice>,
     // Pumps input into the serial port; stops when dropped.
-    _serial_input: Option<InputPump>,
+    serial_input: Option<InputPump>,
 }
 
 /// What the platform devices are built from.
@@ -146,7 +146,14 @@ impl Platform {
             add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
             pump = Some(InputPump::start(terminal, serial)?);
         }
-        Ok(Self { events, devices, _serial_input: pump })
+        Ok(Self { events, devices, serial_input: pump })
+    }
+
+    /// Lets input reach the serial port, or holds it back where it is.
+    pub fn let_input(&self, flows: bool) {
+        if let Some(pump) = &self.serial_input {
+            pump.let_flow(flows);
+        }
     }
 }
 

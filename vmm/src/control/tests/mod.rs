@@ -57,7 +57,7 @@ impl Bench {
         let hypervisor = Arc::new(Gated { inner: FakeHypervisor::new(), gate: Arc::clone(&gate) });
         let host = Host { events: Events::to_path(events.path()).unwrap(), ..Host::new(hypervisor).unwrap() };
         let requests = Arc::clone(&host.requests);
-        let control = Control::new(Settings { host, no_shutdown }, Box::new(|_| {})).unwrap();
+        let control = Control::new(Settings { host, no_shutdown }, Box::new(|_, _| {})).unwrap();
         let (handle, board, jobs) = (control.handle(), control.board(), control.jobs());
         let vmm = Vmm::new(&control, false, vec!["fake".into()]);
         let first = first.map(|first| First::Boot(Box::new(configuration(&kernel, &first))));

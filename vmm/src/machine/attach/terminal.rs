@@ -102,25 +102,58 @@ fn create(path: &Path, existing: Existing) -> Result<File, AttachError> {
         .map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
 }
 
+/// What becomes of input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    /// It waits where it is: the machine stands still, or its state has not been loaded yet.
+    Held,
+    /// The guest gets it.
+    Flows,
+    /// The machine is gone.
+    Over,
+}
+
 /// The thread that serves a serial port's terminal; stops when dropped.
 pub struct InputPump {
-    stop: Arc<OwnedFd>,
+    // Held by the thread while it hands input over.
+    flow: Arc<Mutex<Flow>>,
+    changed: Arc<OwnedFd>,
     join: Option<JoinHandle<()>>,
 }
 
 impl InputPump {
-    /// Starts a thread that tends `terminal` and hands what arrives to `serial`, as far as it has room.
+    /// Starts a thread that tends `terminal` and, once [let](Self::let_flow), hands what arrives to `serial`, as far
+    /// as it has room.
     ///
     /// # Errors
     /// The host has no descriptor or thread left.
     pub fn start(terminal: Arc<Terminal>, serial: Arc<Mutex<Serial>>) -> io::Result<Self> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let changed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let flow = Arc::new(Mutex::new(Flow::Held));
         let epoll = Epoll::new()?;
-        let pump = Pump { stop: Arc::clone(&stop), epoll, terminal, serial, polled: Vec::new() };
-        pump.add(pump.stop.as_raw_fd(), EventSet::IN)?;
+        let pump = Pump {
+            flow: Arc::clone(&flow),
+            changed: Arc::clone(&changed),
+            epoll,
+            terminal,
+            serial,
+            polled: Vec::new(),
+        };
+        pump.add(pump.changed.as_raw_fd(), EventSet::IN)?;
         pump.add(pump.terminal.backlog_event().as_raw_fd(), EventSet::IN)?;
         let join = std::thread::Builder::new().name("serial-manager".into()).spawn(move || pump.run())?;
-        Ok(Self { stop, join: Some(join) })
+        Ok(Self { flow, changed, join: Some(join) })
+    }
+
+    /// From now on the guest gets its input, or does not: when this returns, nothing of it is on its way.
+    pub fn let_flow(&self, flows: bool) {
+        self.set(if flows { Flow::Flows } else { Flow::Held });
+    }
+
+    fn set(&self, flow: Flow) {
+        *self.flow.lock() = flow;
+        // An eventfd that cannot be written is signalled already.
+        let _ = rustix::io::write(&*self.changed, &1u64.to_ne_bytes());
     }
 }
 
@@ -132,8 +165,7 @@ impl fmt::Debug for InputPump {
 
 impl Drop for InputPump {
     fn drop(&mut self) {
-        // An eventfd that cannot be written is signalled already.
-        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        self.set(Flow::Over);
         if let Some(join) = self.join.take() {
             // A panic aborts the process: there is nothing to learn from the result.
             let _ = join.join();
@@ -145,7 +177,8 @@ impl Drop for InputPump {
 const FULL_POLL_MS: i32 = 10;
 
 struct Pump {
-    stop: Arc<OwnedFd>,
+    flow: Arc<Mutex<Flow>>,
+    changed: Arc<OwnedFd>,
     epoll: Epoll,
     terminal: Arc<Terminal>,
     serial: Arc<Mutex<Serial>>,
@@ -160,26 +193,29 @@ impl Pump {
     }
 
     fn run(mut self) {
-        let stop = u64::try_from(self.stop.as_raw_fd()).unwrap_or(u64::MAX);
         let mut events = [EpollEvent::default(); 8];
         loop {
-            let room = self.serial.lock().room();
+            let flow = *self.flow.lock();
+            let room = match flow {
+                Flow::Over => return,
+                Flow::Held => 0,
+                Flow::Flows => self.serial.lock().room(),
+            };
             if let Err(error) = self.watch(room > 0) {
                 log::error!("the serial port's terminal is not served any more: {error}");
                 return;
             }
-            let timeout = if room == 0 { FULL_POLL_MS } else { -1 };
-            let ready = match self.epoll.wait(timeout, &mut events) {
-                Ok(ready) => events.get(..ready).unwrap_or_default(),
+            let timeout = if room == 0 && flow == Flow::Flows { FULL_POLL_MS } else { -1 };
+            match self.epoll.wait(timeout, &mut events) {
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     log::error!("the serial port's terminal is not served any more: {error}");
                     return;
                 }
-            };
-            if ready.iter().any(|event| event.data() == stop) {
-                return;
             }
+            // Fails only if it was not signalled.
+            let _ = rustix::io::read(&*self.changed, &mut [0; 8]);
             self.take_input(room);
             if self.terminal.tend() {
                 self.forget();
@@ -188,6 +224,10 @@ impl Pump {
     }
 
     fn take_input(&self, room: usize) {
+        let flow = self.flow.lock();
+        if *flow != Flow::Flows {
+            return;
+        }
         let mut buffer = [0; 64];
         let length = room.min(buffer.len());
         let read = self.terminal.read(buffer.get_mut(..length).unwrap_or_default());
