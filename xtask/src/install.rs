@@ -53,6 +53,10 @@ pub const TESTS: &[Tool] = &[
     debian("strace", "strace"),
 ];
 
+/// To install schemathesis, and run it.
+pub const OPENAPI: &[Tool] =
+    &[debian("python3", "python3"), debian("/usr/share/doc/python3-venv/copyright", "python3-venv")];
+
 /// To build fuzz targets: libFuzzer's runtime is C++.
 pub const FUZZ: &[Tool] = &[debian("g++", "g++")];
 
@@ -77,7 +81,7 @@ pub const LAB: &[Tool] = &[
 /// `cargo xtask setup`.
 pub fn everything() -> Result<ExitCode, String> {
     let workspace = Workspace::find()?;
-    for tools in [TOOLCHAIN, DENY, TESTS, FUZZ, LAB] {
+    for tools in [TOOLCHAIN, DENY, TESTS, OPENAPI, FUZZ, LAB] {
         ensure(&workspace, tools)?;
     }
     println!("everything that the chores need is installed");

@@ -5,6 +5,7 @@
 
 mod lint;
 mod nextest;
+mod openapi;
 mod runs;
 mod tally;
 
@@ -91,6 +92,14 @@ const STEPS: &[Step] = &[
         kvm: true,
         tools: install::TESTS,
         run: runs::tests,
+    },
+    Step {
+        name: "openapi",
+        about: "the document of the API against a VMM that runs, by schemathesis",
+        when: When::Whole,
+        kvm: true,
+        tools: install::OPENAPI,
+        run: openapi::run,
     },
     Step {
         name: "loom",
