@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -326,9 +326,8 @@ fn whoever_asks_is_answered_while_a_vm_boots() {
     boots.write_all(b"PUT /api/v1/vm.boot HTTP/1.1\r\n\r\n").unwrap();
     std::thread::sleep(Duration::from_millis(50));
     for name in ["vmm.ping", "vm.info", "vm.jobs", "metrics"] {
-        let begun = Instant::now();
+        // The gate is shut: whoever waited for the boot would wait for ever.
         assert_eq!(server.ask("GET", name, "").status, 200);
-        assert!(begun.elapsed() < Duration::from_millis(100), "{name}: {:?}", begun.elapsed());
     }
     let jobs = server.ask("GET", "vm.jobs", "").json();
     assert_eq!((&jobs[0]["kind"], &jobs[0]["state"]), (&json!("boot"), &json!("running")));

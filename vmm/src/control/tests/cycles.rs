@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Longest time that a question may take while the control thread is busy.
-const AT_ONCE: Duration = Duration::from_millis(100);
-
 #[test]
 fn nobody_waits_for_a_boot_but_who_asked_for_it() {
     let bench = Bench::new();
@@ -15,12 +12,11 @@ fn nobody_waits_for_a_boot_but_who_asked_for_it() {
     while bench.jobs.list().is_empty() {
         std::thread::yield_now();
     }
-    let begun = Instant::now();
+    // The gate is shut: whoever waited for the control thread would wait for ever.
     assert_eq!(bench.board.info().unwrap().state, VmState::Created);
     assert!(bench.board.counters().is_err());
     let jobs = bench.jobs.list();
     assert_eq!((jobs[0].kind, jobs[0].state), (wire::JobKind::Boot, wire::JobState::Running));
-    assert!(begun.elapsed() < AT_ONCE);
     assert!(booted.try_recv().is_err());
     bench.gate.open();
     booted.recv().unwrap().unwrap();
