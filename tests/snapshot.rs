@@ -205,6 +205,59 @@ fn a_guest_that_has_done_nothing_yet_lives_again_too() {
     monitor.quit();
 }
 
+/// Where the event device's register is (vmm::machine::platform), and its bit for a new generation id.
+const EVENTS: u64 = 0xf000_0000;
+const NEW_GENERATION: u64 = 1 << 4;
+
+/// The guest's generation id, and whether it was told of a new one since it last asked.
+fn generation(console: &mut Console, at: u64) -> (String, bool) {
+    let mut peek = |at: u64, width: u8| console.ok(&format!("peek {at:#x} {width}"));
+    let id = [at, at + 8].map(|half| peek(half, 8)).join(" ");
+    let events = guest::number(&peek(EVENTS, 1));
+    (id, events & NEW_GENERATION != 0)
+}
+
+#[test]
+fn every_copy_learns_that_it_is_one_unless_it_shall_not() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut first = Monitor::start(place, &[] as &[&str]);
+    let mut console = first.boot(place, &machine(place));
+    let snapshot = snapshot(&mut first, place);
+    let manifest = fs::read(snapshot.join("manifest.json")).expect("it is there");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("it is JSON");
+    let at = manifest["manifest"]["layout"]["generation_id"].as_u64().expect("there is one");
+    first.put("vm.resume", &Value::Null).expect("it can go on");
+    let (original, told) = generation(&mut console, at);
+    assert!(!told);
+    first.quit();
+
+    let mut seen = vec![original.clone()];
+    for mode in ["Copy", "Cow", "OnDemand"] {
+        let mut copy = Monitor::start(place, &[] as &[&str]);
+        let report = copy.restore(&snapshot, &json!({ "memory_restore_mode": mode }));
+        assert_eq!(report["new_generation"], true, "{report}");
+        let mut console = monitor::serial(place);
+        let (id, told) = generation(&mut console, at);
+        assert!(told && !seen.contains(&id), "{mode}: {id}, of {seen:?}");
+        seen.push(id);
+        // It is told once.
+        assert!(!generation(&mut console, at).1);
+        copy.quit();
+
+        let mut same = Monitor::start(place, &[] as &[&str]);
+        let keep = json!({ "memory_restore_mode": mode, "generation_id": "keep" });
+        let report = same.restore(&snapshot, &keep);
+        assert_eq!(report["new_generation"], false, "{report}");
+        let mut console = monitor::serial(place);
+        assert_eq!(generation(&mut console, at), (original.clone(), false), "{mode}");
+        same.quit();
+    }
+}
+
 /// Changes the configuration beside a snapshot.
 fn edit(snapshot: &Path, change: impl FnOnce(&mut Value)) {
     let path = snapshot.join("config.json");

@@ -24,6 +24,9 @@ pub struct RestoreConfig {
     /// How often the guest's wiring is reconfigured; once if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<RestoreCommit>,
+    /// Whether the VM learns that it is a copy; it does if not given. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_id: Option<GenerationId>,
     /// Network devices whose taps are handed over, and how many each takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_fds: Option<Vec<RestoredNetConfig>>,
@@ -69,6 +72,16 @@ pub enum RestoreCommit {
     Once,
     /// After each change, as is done where there is no transaction: for the comparison.
     Each,
+}
+
+/// What becomes of the VM generation id, by which a guest sees that it is a copy. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GenerationId {
+    /// It is another one, and the guest is told.
+    New,
+    /// It stays what it is: of all that are restored from this snapshot, this one goes on as the original.
+    Keep,
 }
 
 /// A network device whose taps are handed over.

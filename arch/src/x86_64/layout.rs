@@ -8,6 +8,7 @@
 //! 0x0003_0000  free RAM, left to the guest's AP trampoline                RAM
 //! 0x0009_fc00  extended BIOS data area                                    reserved
 //! 0x000e_0000  ACPI: RSDP and, when they fit, all tables                  reserved
+//! 0x000e_f000  VM generation id, in a page of its own                     reserved
 //! 0x000f_0000  SMBIOS                                                     reserved
 //! 0x0010_0000  RAM up to its end, at most up to the hole
 //! 0xc000_0000  32-bit PCI window, 512 MiB                                 the hole begins
@@ -74,7 +75,11 @@ pub const EBDA_END: u64 = 0xa_0000;
 /// ACPI tables; the RSDP is first, where a guest that searches for it looks (ACPI 6.5, 5.2.5.1).
 pub const ACPI_START: u64 = 0xe_0000;
 /// Room for ACPI tables below 1 MiB. Larger sets keep only the RSDP here.
-pub const ACPI_SIZE: u64 = 0x1_0000;
+pub const ACPI_SIZE: u64 = 0xf000;
+/// The VM generation id, alone in its page: the guest maps it cached whatever it does with its neighbours.
+pub const GENERATION_ID_START: u64 = ACPI_START + ACPI_SIZE;
+/// Size of the generation id.
+pub const GENERATION_ID_SIZE: u64 = 16;
 /// SMBIOS entry point and table (SMBIOS 3.0, 5.2.2: 0xf_0000 to 0xf_ffff is searched).
 pub const SMBIOS_START: u64 = 0xf_0000;
 /// Room for SMBIOS.
@@ -331,6 +336,7 @@ mod tests {
         ("command line", CMDLINE_START, CMDLINE_SIZE),
         ("EBDA", EBDA_START, EBDA_END - EBDA_START),
         ("ACPI", ACPI_START, ACPI_SIZE),
+        ("generation id", GENERATION_ID_START, PAGE_SIZE),
         ("SMBIOS", SMBIOS_START, SMBIOS_SIZE),
         ("high RAM", HIGH_RAM_START, HOLE_START - HIGH_RAM_START),
         ("32-bit PCI", PCI32_START, PCI32_SIZE),

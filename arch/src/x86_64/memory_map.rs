@@ -63,7 +63,7 @@ impl MemoryMap {
             |start, size| MemoryMapEntry { range: Range { start, size }, kind: MemoryKind::Reserved };
         let mut carved = vec![
             reserved(layout::EBDA_START, layout::EBDA_END - layout::EBDA_START),
-            reserved(layout::ACPI_START, layout::ACPI_SIZE + layout::SMBIOS_SIZE),
+            reserved(layout::ACPI_START, layout::SMBIOS_START + layout::SMBIOS_SIZE - layout::ACPI_START),
             reserved(layout::ECAM_START, layout::ECAM_SIZE),
             reserved(layout::KVM_IDENTITY_MAP_START, layout::KVM_IDENTITY_MAP_SIZE + layout::KVM_TSS_SIZE),
         ];

@@ -3,7 +3,8 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use api_client::wire::{
-    MemoryRestoreMode, RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig, ZoneUpdate,
+    GenerationId, MemoryRestoreMode, RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
+    ZoneUpdate,
 };
 
 use super::{
@@ -17,6 +18,7 @@ pub const KEYS: Keys = &[&[
     "prefault=off",
     "memory_restore_mode=copy|cow|ondemand",
     "verify=off|state|full",
+    "generation_id=new|keep",
     "net_fds=[ID@[FD,...],...]",
     "vfio_fds=[ID@FD,...]",
     "iommufd_fd=FD",
@@ -32,6 +34,8 @@ const MODES: [(&str, MemoryRestoreMode); 3] = [
 
 const CHECKS: [(&str, RestoreVerify); 3] =
     [("off", RestoreVerify::Off), ("state", RestoreVerify::State), ("full", RestoreVerify::Full)];
+
+const GENERATIONS: [(&str, GenerationId); 2] = [("new", GenerationId::New), ("keep", GenerationId::Keep)];
 
 /// A restore, as a request over the API would be: what is asked for, and the descriptors that come along.
 #[derive(Clone, Debug)]
@@ -81,6 +85,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?,
         verify: pairs.word("verify", &CHECKS)?,
         commit: None,
+        generation_id: pairs.word("generation_id", &GENERATIONS)?,
         net_fds: (!nets.is_empty()).then_some(nets),
         vfio_fds: (!vfios.is_empty()).then_some(vfios),
         resume: pairs.toggle("resume")?.unwrap_or(false),
@@ -103,7 +108,7 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1]"
         ))
         .unwrap();
@@ -113,6 +118,7 @@ mod tests {
             memory_restore_mode: Some(MemoryRestoreMode::OnDemand),
             verify: Some(RestoreVerify::Full),
             commit: None,
+            generation_id: Some(GenerationId::Keep),
             net_fds: Some(vec![
                 RestoredNetConfig { id: "n0".into(), num_fds: 2 },
                 RestoredNetConfig { id: "n1".into(), num_fds: 1 },

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
-use api_client::wire::{self, JobKind, MemoryRestoreMode, RestoreCommit, RestoreVerify};
+use api_client::wire::{self, GenerationId, JobKind, MemoryRestoreMode, RestoreCommit, RestoreVerify};
 
 use devices::{GuestRequest, RequestSink};
 
@@ -95,6 +95,7 @@ impl Life {
                 None | Some(RestoreCommit::Once) => Commits::Once,
                 Some(RestoreCommit::Each) => Commits::Each,
             },
+            new_generation: said.generation_id != Some(GenerationId::Keep),
         })?;
         hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
         update_zones(&mut opened.said, &said.zone_updates)?;

@@ -48,7 +48,7 @@ impl Layout {
         }
         let segments = place_segments(config, ram_end, phys_bits)?;
         let devices = place_devices(&config.devices, &segments)?;
-        let layout = Self {
+        let mut layout = Self {
             phys_bits,
             ram,
             hotplug,
@@ -58,7 +58,11 @@ impl Layout {
             debug_exit: config.debug_exit,
             serial: config.serial != crate::config::ConsoleTarget::Off,
             pvpanic: config.pvpanic,
+            generation_id: None,
         };
+        let generation_id = map::GENERATION_ID_START;
+        layout.generation_id =
+            layout.in_ram(generation_id, map::GENERATION_ID_SIZE).is_some().then_some(generation_id);
         Ok(layout)
     }
 }

@@ -99,6 +99,11 @@ impl Layout {
             return mismatch("APIC ids are not unique, or beyond the hypervisor's limit".into());
         }
         self.check_ram(config)?;
+        if let Some(at) = self.generation_id
+            && self.in_ram(at, map::GENERATION_ID_SIZE).is_none()
+        {
+            return mismatch(format!("the generation id at {at:#x} is not in memory"));
+        }
         self.check_hotplug(config)?;
         self.check_devices(config)
     }

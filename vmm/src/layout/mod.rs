@@ -39,6 +39,9 @@ pub struct Layout {
     pub serial: bool,
     /// Whether the panic port is there.
     pub pvpanic: bool,
+    /// Address of the VM generation id; none in machines that were made before there was one.
+    #[serde(default)]
+    pub generation_id: Option<u64>,
 }
 
 /// A part of a memory zone and its place in the guest.
@@ -120,6 +123,16 @@ pub struct DeviceLayout {
 }
 
 impl Layout {
+    /// The memory zone behind `size` bytes at a guest-physical address, and where in it they begin. `None` where
+    /// that is not RAM all through.
+    pub fn in_ram(&self, address: u64, size: u64) -> Option<(&str, u64)> {
+        self.ram.iter().find_map(|part| {
+            let within = address.checked_sub(part.base)?;
+            let fits = within.checked_add(size).is_some_and(|end| end <= part.size);
+            fits.then(|| Some((part.zone.as_str(), part.zone_offset.checked_add(within)?)))?
+        })
+    }
+
     /// Whether interrupts have destinations that eight bits cannot name.
     pub fn has_wide_apic_ids(&self) -> bool {
         self.vcpus.iter().any(|vcpu| vcpu.apic_id > MAX_NARROW_APIC_ID)

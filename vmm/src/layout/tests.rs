@@ -90,3 +90,24 @@ fn windows_are_shared_by_weight() {
     assert_eq!(error, LayoutError::Windows { segment: 1, segments: 2 });
     assert!(error.to_string().contains("segment 1") && error.to_string().contains("weights"), "{error}");
 }
+
+#[test]
+fn the_generation_id_is_in_memory() {
+    let said = json!({ "memory": { "size": GIB } });
+    let mut layout = allocate(said.clone()).unwrap();
+    assert_eq!(layout.generation_id, Some(map::GENERATION_ID_START));
+    assert_eq!(layout.in_ram(map::GENERATION_ID_START, 16), Some(("mem0", map::GENERATION_ID_START)));
+    let check =
+        |layout: &Layout| layout.check(&config(said.clone()), &CAPS).map_err(|error| error.to_string());
+    assert_eq!(check(&layout), Ok(()));
+    for nowhere in [GIB, GIB - 8, map::HOLE_START, u64::MAX, u64::MAX - 15] {
+        layout.generation_id = Some(nowhere);
+        assert!(check(&layout).unwrap_err().contains("generation id"), "{nowhere:#x}");
+    }
+    // Layouts that were saved before there was one say nothing of it.
+    let mut saved = serde_json::to_value(&layout).unwrap();
+    saved.as_object_mut().unwrap().remove("generation_id");
+    let old: Layout = serde_json::from_value(saved).unwrap();
+    assert_eq!(old.generation_id, None);
+    assert_eq!(check(&old), Ok(()));
+}

@@ -20,6 +20,7 @@ use super::{
     BuildError, Commits, Host, Machine, MachineState, NamedDevice,
     attach::{self, Attached, ImageLocks, RateLimiters},
     consoles::Seat,
+    generation,
     payload::{self, OpenPayload},
     platform::{Platform, PlatformParts},
     processors::{host_caps, irqchip_mode, vcpu_plans},
@@ -64,6 +65,9 @@ impl Machine {
             payload::write(bytes, *at, &memory)?;
         }
         payload::write(&smbios, smbios_at, &memory)?;
+        if let Some(at) = prepared.layout.generation_id {
+            payload::write(&generation::fresh()?, at, &memory)?;
+        }
         prepared.commit(host, vcpus, None, Commits::Once)
     }
 }

@@ -10,6 +10,7 @@ mod builder;
 mod commit;
 pub mod consoles;
 mod error;
+pub mod generation;
 mod images;
 mod lifecycle;
 pub mod payload;

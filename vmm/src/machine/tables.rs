@@ -81,7 +81,7 @@ fn describe(layout: &Layout, config: &VmConfig) -> AcpiConfig {
         }),
         rtc: Some(IsaDevice { port: port(Rtc::BASE), ports: 2, gsi: Rtc::IRQ }),
         pvpanic_port: layout.pvpanic.then_some(port(PvPanic::BASE)),
-        generation_id: None,
+        generation_id: layout.generation_id,
         segments: layout.segments.iter().map(|segment| describe_segment(segment, &config.numa)).collect(),
         nodes: config.numa.iter().map(|node| describe_node(node, layout)).collect(),
     }

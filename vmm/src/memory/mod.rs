@@ -12,12 +12,12 @@ mod mapping;
 use std::{collections::BTreeMap, fs::File, sync::Arc};
 
 use address_manager::{Owner, Slot, SlotFlags, SlotRole, Wired};
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vm_migration::snapshot::MemoryTable;
 
 pub use self::backing::{Backing, BackingError};
 use self::{
-    content::{MemoryMode, RestorePlan},
+    content::{ContentError, MemoryMode, RestorePlan},
     demand::{OnFailure, Pager, Source},
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
@@ -91,6 +91,25 @@ impl GuestMemory {
     /// What brings in missing pages, if some may be missing.
     pub fn pager(&self) -> Option<&Pager> {
         self.pager.as_ref()
+    }
+
+    /// Writes into a zone. What is missing there is brought in first: that can fail, where a touch would wait.
+    ///
+    /// # Errors
+    /// There is no such place, or what is missing cannot be brought in.
+    pub fn write(&self, zone: &str, offset: u64, bytes: &[u8]) -> Result<(), ContentError> {
+        let outside = || ContentError::Zone {
+            zone: zone.to_owned(),
+            why: format!("has no {} bytes at {offset:#x}", bytes.len()),
+        };
+        let mapping = self.zones.get(zone).ok_or_else(outside)?;
+        let at = usize::try_from(offset).map_err(|_| outside())?;
+        let slice = mapping.get_slice(at, bytes.len()).map_err(|_| outside())?;
+        if let Some(pager) = &self.pager {
+            pager.bring_in(mapping, offset, bytes.len() as u64)?;
+        }
+        slice.copy_from(bytes);
+        Ok(())
     }
 
     /// The zones and their memory, in the order of their ids.

@@ -34,6 +34,8 @@ pub struct RestoreReport {
     pub memory_bytes: u64,
     /// What was checked.
     pub verified: Verify,
+    /// Whether the guest has a new generation id.
+    pub new_generation: bool,
     /// Members of the configuration that were edited since the snapshot.
     pub edited: Vec<String>,
     /// Where the time went.

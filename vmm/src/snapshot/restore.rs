@@ -1,8 +1,9 @@
 //! A directory into a machine: everything is checked before anything is built.
 
-use std::{fmt, fs::File, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, fs::File, io, path::PathBuf, str::FromStr, sync::Arc};
 
 use api_client::wire;
+use arch::x86_64::layout::GENERATION_ID_SIZE;
 use hypervisor::x86_64::CpuidEntry;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -14,7 +15,7 @@ use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
     layout::Layout,
-    machine::{BuildError, Commits, Host, Machine, MachineState, Restored},
+    machine::{BuildError, Commits, Host, Machine, MachineState, Restored, generation},
     memory::{
         BackingError, GuestMemory,
         content::{self, ContentError, MemoryMode, RestorePlan},
@@ -71,6 +72,8 @@ pub struct Request {
     pub prefault: bool,
     /// How often the wiring is reconfigured.
     pub commits: Commits,
+    /// Whether the guest gets a new generation id, and is told.
+    pub new_generation: bool,
 }
 
 /// A machine could not be restored. Nothing is left of it.
@@ -100,6 +103,9 @@ pub enum RestoreError {
     /// The content of memory cannot be had, or is damaged.
     #[error("guest memory")]
     Content(#[from] ContentError),
+    /// The host gives no random numbers.
+    #[error("generation id")]
+    Generation(#[source] io::Error),
     /// The machine cannot be built.
     #[error("machine")]
     Build(#[from] BuildError),
@@ -169,11 +175,16 @@ impl Opened {
             bring_back(&request, &config, &plan, &snapshot, &file, progress, on_memory_failure)
         })?;
         let (memory, verified, memory_bytes) = memory;
+        let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
         let restored = Restored { layout, memory, state, cpu, commits: request.commits };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
+        if new_generation {
+            machine.tell_new_generation();
+        }
         let report = RestoreReport {
+            new_generation,
             directory: request.source,
             memory: plan.zones,
             memory_bytes,
@@ -217,6 +228,15 @@ fn bring_back(
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
     content::load(&to_copy, table, file, &path, verify != Verify::Off, progress)?;
     Ok((memory, verify, bytes))
+}
+
+/// Writes a new generation id where the guest looks for it. `false` if it does not look for any.
+fn give_generation(layout: &Layout, memory: &GuestMemory) -> Result<bool, RestoreError> {
+    let place = layout.generation_id.and_then(|at| layout.in_ram(at, GENERATION_ID_SIZE));
+    let Some((zone, offset)) = place else { return Ok(false) };
+    let id = generation::fresh().map_err(RestoreError::Generation)?;
+    memory.write(zone, offset, &id)?;
+    Ok(true)
 }
 
 /// The configuration now, and what was edited of it.

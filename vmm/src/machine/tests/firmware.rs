@@ -1,6 +1,6 @@
 //! What firmware tables in guest memory say.
 
-use arch::x86_64::layout::{ACPI_START, SMBIOS_SIZE, SMBIOS_START};
+use arch::x86_64::layout::{ACPI_START, GENERATION_ID_START, SMBIOS_SIZE, SMBIOS_START};
 use serde_json::{Value, json};
 
 use super::{Bench, memory};
@@ -121,4 +121,19 @@ fn memory_in_no_node_is_refused() {
         serde_json::from_value(json!({ "numa": [{ "guest_numa_id": 0, "cpus": [0] }] })).unwrap();
     let error = crate::config::VmConfig::from_wire(&mut said, &mut Default::default()).unwrap_err();
     assert_eq!(error.to_string(), "numa: memory zone mem0 is in no node");
+}
+
+#[test]
+fn every_machine_is_a_generation_of_its_own() {
+    let bench = Bench::new();
+    let id = |machine: &Machine| memory(machine, GENERATION_ID_START, 16);
+    let (one, other) = (bench.boot(json!({})).unwrap(), bench.boot(json!({})).unwrap());
+    assert_ne!(id(&one), id(&other));
+    assert_ne!(id(&one), [0; 16]);
+    // The page holds nothing else.
+    assert!(holds(&memory(&one, GENERATION_ID_START + 16, 4080), &[0; 4080]));
+    let fadt = acpi_table(&one, b"FACP").unwrap();
+    let dsdt = memory(&one, number(&fadt, 140, 8), 0x4000);
+    assert!(holds(&dsdt, b"VM_Gen_Counter"));
+    assert!(holds(&dsdt, &u32::try_from(GENERATION_ID_START).unwrap().to_le_bytes()));
 }

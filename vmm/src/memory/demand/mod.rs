@@ -159,6 +159,22 @@ impl Pager {
         Ok(())
     }
 
+    /// Brings in what is missing of a range of a zone; nothing where the zone is not paged in.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn bring_in(&self, mapping: &MmapRegion, offset: u64, size: u64) -> Result<(), ContentError> {
+        let start = mapping.as_ptr() as u64;
+        let Some(zone) = self.shared.zones.iter().find(|zone| zone.start == start) else { return Ok(()) };
+        let chunk = self.shared.source.table.chunk_size;
+        let mut buffer = self.shared.buffer();
+        for number in offset / chunk..offset.saturating_add(size).div_ceil(chunk) {
+            let Ok(number) = usize::try_from(number) else { return Ok(()) };
+            self.shared.bring(zone, number, &mut buffer)?;
+        }
+        Ok(())
+    }
+
     /// The chunks of the file that were touched so far, in order; from now on none is noted.
     pub fn take_touched(&self) -> Vec<u64> {
         self.shared.touched.lock().take().unwrap_or_default()
