@@ -40,6 +40,7 @@ pub enum CancelError {
 #[derive(Clone, Debug)]
 pub struct Jobs {
     table: Arc<Mutex<Table>>,
+    ending: Arc<AtomicBool>,
     events: Events,
 }
 
@@ -53,7 +54,7 @@ struct Table {
 impl Jobs {
     /// None yet; their progress is told to `events`.
     pub fn new(events: Events) -> Self {
-        Self { table: Arc::default(), events }
+        Self { table: Arc::default(), ending: Arc::default(), events }
     }
 
     /// Begins a job, in the phase `phase`.
@@ -64,7 +65,7 @@ impl Jobs {
             table.jobs.remove(ended);
         }
         table.next += 1;
-        let progress = Arc::new(Progress::new(table.next, kind, phase, self.events.clone()));
+        let progress = Arc::new(Progress::new(table.next, kind, phase, self));
         table.jobs.push_back(Arc::clone(&progress));
         drop(table);
         progress.tell("started");
@@ -92,11 +93,10 @@ impl Jobs {
         Ok(())
     }
 
-    /// Asks for everything to be given up that is going on.
-    pub fn cancel_all(&self) {
-        for job in &self.table.lock().jobs {
-            job.cancelled.store(true, Ordering::Relaxed);
-        }
+    /// Raised, this asks for everything to be given up, and for whatever begins from then on: the process
+    /// shall end. Signals raise it.
+    pub fn ending(&self) -> &Arc<AtomicBool> {
+        &self.ending
     }
 }
 
@@ -130,6 +130,7 @@ pub struct Progress {
     kind: JobKind,
     begun: Instant,
     cancelled: AtomicBool,
+    ending: Arc<AtomicBool>,
     bytes_done: AtomicU64,
     inner: Mutex<Inner>,
     events: Events,
@@ -156,13 +157,14 @@ impl State {
 }
 
 impl Progress {
-    fn new(id: u64, kind: JobKind, phase: &'static str, events: Events) -> Self {
+    fn new(id: u64, kind: JobKind, phase: &'static str, jobs: &Jobs) -> Self {
         let begun = Instant::now();
         Self {
             id,
             kind,
             begun,
             cancelled: AtomicBool::new(false),
+            ending: Arc::clone(&jobs.ending),
             bytes_done: AtomicU64::new(0),
             inner: Mutex::new(Inner {
                 state: State::Running,
@@ -171,7 +173,7 @@ impl Progress {
                 bytes_total: None,
                 told: begun,
             }),
-            events,
+            events: jobs.events.clone(),
         }
     }
 
@@ -201,7 +203,7 @@ impl Progress {
 
     /// Whether somebody wants it given up. Asked between two steps.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancelled.load(Ordering::Relaxed) || self.ending.load(Ordering::Relaxed)
     }
 
     fn end(&self, result: Result<(), Vec<String>>) {
@@ -337,6 +339,15 @@ mod tests {
         assert_eq!((list[0].id, list[0].state), (1, JobState::Running));
         assert_eq!((list[15].id, list[15].state), (41, JobState::Failed));
         drop(running);
+    }
+
+    #[test]
+    fn the_end_of_the_process_gives_everything_up() {
+        let jobs = jobs();
+        let job = jobs.begin(JobKind::Snapshot, "memory");
+        jobs.ending().store(true, Ordering::Relaxed);
+        assert!(job.progress().is_cancelled());
+        assert!(jobs.begin(JobKind::Restore, "memory").progress().is_cancelled());
     }
 
     #[test]

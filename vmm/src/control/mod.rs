@@ -99,8 +99,8 @@ impl Control {
     pub fn new(settings: Settings, on_boot: OnBoot) -> io::Result<Self> {
         let Settings { host, no_shutdown } = settings;
         let (handle, inbox) = Handle::new()?;
-        let signals = Signals::new()?;
         let jobs = Jobs::new(host.events.clone());
+        let signals = Signals::new(jobs.ending())?;
         host.events.tell("vmm", "starting");
         let life = Life { host, jobs, board: Arc::default(), on_boot, stored: None, booted: None };
         Ok(Self { life, inbox, handle, signals, no_shutdown })
@@ -138,15 +138,9 @@ impl Control {
     }
 
     fn live(&mut self, first: Option<First>) -> Result<Ending, RunError> {
-        match first {
-            Some(First::Boot(config)) => {
-                self.life.carry_out(Command::Create(config))?;
-                self.life.carry_out(Command::Boot)?;
-            }
-            Some(First::Restore(restore)) => {
-                self.life.carry_out(Command::Restore(restore)).map_err(RunError::Restore)?;
-            }
-            None => {}
+        if let Err(error) = self.begin(first) {
+            // What was given up because the process shall end has not failed.
+            return if self.signals.arrived() { Ok(Ending::Signalled) } else { Err(error) };
         }
         loop {
             if self.signals.arrived() {
@@ -168,6 +162,21 @@ impl Control {
                 self.wait()?;
             }
         }
+    }
+
+    /// Does what the process begins with.
+    fn begin(&mut self, first: Option<First>) -> Result<(), RunError> {
+        match first {
+            Some(First::Boot(config)) => {
+                self.life.carry_out(Command::Create(config))?;
+                self.life.carry_out(Command::Boot)?;
+            }
+            Some(First::Restore(restore)) => {
+                self.life.carry_out(Command::Restore(restore)).map_err(RunError::Restore)?;
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// Does what the guest asks for; says so if that is the end.

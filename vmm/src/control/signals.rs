@@ -6,12 +6,14 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::{
     SigId,
     consts::{SIGINT, SIGTERM},
+    flag,
     low_level::{pipe, unregister},
 };
 
@@ -19,13 +21,19 @@ use signal_hook::{
 #[derive(Debug)]
 pub(super) struct Signals {
     readable: UnixStream,
-    registered: [SigId; 2],
+    registered: [SigId; 4],
 }
 
 impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
+    /// `ending` is raised when one comes, at once: the control thread may be busy.
+    pub(super) fn new(ending: &Arc<AtomicBool>) -> io::Result<Self> {
         let (readable, writable) = UnixStream::pair()?;
-        let registered = [pipe::register(SIGTERM, writable.try_clone()?)?, pipe::register(SIGINT, writable)?];
+        let registered = [
+            pipe::register(SIGTERM, writable.try_clone()?)?,
+            pipe::register(SIGINT, writable)?,
+            flag::register(SIGTERM, Arc::clone(ending))?,
+            flag::register(SIGINT, Arc::clone(ending))?,
+        ];
         Ok(Self { readable, registered })
     }
 
