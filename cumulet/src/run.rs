@@ -40,10 +40,9 @@ pub fn run(program: Program, options: &Options) -> Result<Ending, Box<dyn Error>
         if report {
             #[expect(clippy::print_stderr, reason = "what the user asked for")]
             {
-                match restored {
-                    Some(restored) => eprintln!("{restored}"),
-                    None => eprintln!("{}", machine.report()),
-                }
+                // In one piece: standard error is not buffered.
+                let text = restored.map_or_else(|| machine.report().to_string(), ToString::to_string);
+                eprintln!("{text}");
             }
         }
     };

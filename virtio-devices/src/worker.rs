@@ -9,6 +9,8 @@
 //! everything it has ([`Job::look`]), so a kick that came while it was paused is not lost, nor is one that
 //! came before the machine was saved.
 
+mod timer;
+
 use std::{
     fmt, io,
     os::fd::AsRawFd,
@@ -29,6 +31,8 @@ use vmm_sys_util::{
 };
 
 use crate::{device::ActiveQueue, queue::QueueState};
+
+pub use self::timer::LimitTimer;
 
 /// How long a thread has to come to a halt.
 pub const PAUSE_LIMIT: Duration = Duration::from_secs(5);

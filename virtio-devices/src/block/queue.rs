@@ -7,7 +7,6 @@ use std::{
 };
 
 use address_manager::{GuestMemoryView, MemoryReader};
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::{
     device::Disk,
@@ -22,7 +21,7 @@ use crate::{
     },
     interrupt::ConfigInterrupt,
     queue::{Chain, QueueError},
-    worker::{Job, Poller, consume, signal},
+    worker::{Job, LimitTimer, Poller, consume, signal},
 };
 
 const KICK: u32 = 0;
@@ -54,7 +53,7 @@ pub(super) struct QueueJob {
     /// By tag.
     pending: Vec<Option<Pending>>,
     free: Vec<u16>,
-    timer: TimerFd,
+    timer: LimitTimer,
     /// The rate limit lets nothing pass until the timer rings.
     throttled: bool,
     /// No new request is taken.
@@ -69,7 +68,7 @@ impl QueueJob {
         config: ConfigInterrupt,
         cpus: Vec<usize>,
     ) -> io::Result<Self> {
-        let timer = TimerFd::new().map_err(io::Error::from)?;
+        let timer = LimitTimer::new(disk.limiter.is_some())?;
         Ok(Self {
             disk: Arc::clone(disk),
             queue,
@@ -281,11 +280,7 @@ impl QueueJob {
     }
 
     fn throttle(&mut self, wait: Duration) {
-        self.throttled = true;
-        if let Err(error) = self.timer.reset(wait, None) {
-            log::warn!("{}: timer: {error}", self.disk.id);
-            self.throttled = false;
-        }
+        self.throttled = self.timer.set(wait);
     }
 
     fn serve_or_break(&mut self) {
@@ -320,7 +315,7 @@ impl Job for QueueJob {
         if let Some(event) = engine.event() {
             poller.add(event, ENGINE)?;
         }
-        poller.add(&self.timer, TIMER)?;
+        self.timer.watch(poller, TIMER)?;
         self.engine = Some(engine);
         Ok(())
     }
@@ -339,9 +334,7 @@ impl Job for QueueJob {
                 }
             }
             _ => {
-                if let Err(error) = self.timer.wait() {
-                    log::debug!("{}: timer: {error}", self.disk.id);
-                }
+                self.timer.take();
                 self.throttled = false;
             }
         }

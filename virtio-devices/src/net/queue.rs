@@ -13,7 +13,7 @@ use std::{
 };
 
 use address_manager::{GuestMemoryView, MemoryReader};
-use vmm_sys_util::{epoll::EventSet, timerfd::TimerFd};
+use vmm_sys_util::epoll::EventSet;
 
 use super::{
     device::{Context, Shared},
@@ -27,7 +27,7 @@ use crate::{
         tap::HEADER,
     },
     queue::{Chain, QueueError, QueueState},
-    worker::{Job, Poller, QueueSlot, signal},
+    worker::{Job, LimitTimer, Poller, QueueSlot, signal},
 };
 
 const RECEIVE_KICK: u32 = 0;
@@ -58,8 +58,8 @@ pub(super) struct PairJob {
     tail: Box<[u8]>,
     /// The last frame was a large one.
     large: bool,
-    receive_timer: TimerFd,
-    transmit_timer: TimerFd,
+    receive_timer: LimitTimer,
+    transmit_timer: LimitTimer,
     receive_throttled: bool,
     transmit_throttled: bool,
     /// The back end takes no frame now.
@@ -85,8 +85,8 @@ impl PairJob {
             posted_len: 0,
             tail: Box::default(),
             large: false,
-            receive_timer: TimerFd::new().map_err(io::Error::from)?,
-            transmit_timer: TimerFd::new().map_err(io::Error::from)?,
+            receive_timer: LimitTimer::new(shared.receive_limiter.is_some())?,
+            transmit_timer: LimitTimer::new(shared.transmit_limiter.is_some())?,
             receive_throttled: false,
             transmit_throttled: false,
             backend_full: false,
@@ -157,7 +157,7 @@ impl PairJob {
             if let Some(limiter) = &self.shared.receive_limiter
                 && let Err(wait) = limiter.ready(Instant::now())
             {
-                self.receive_throttled = throttle(&mut self.receive_timer, wait);
+                self.receive_throttled = self.receive_timer.set(wait);
                 more = false;
                 break;
             }
@@ -297,7 +297,7 @@ impl PairJob {
                 let bytes = u64::from(len).saturating_sub(HEADER as u64);
                 if let Some(wait) = refused(self.shared.transmit_limiter.as_deref(), bytes) {
                     queue.queue.give_back(chain);
-                    self.transmit_throttled = throttle(&mut self.transmit_timer, wait);
+                    self.transmit_throttled = self.transmit_timer.set(wait);
                     return queue.notify(&memory);
                 }
                 let mut vectors = Vectors::new();
@@ -374,23 +374,14 @@ fn refused(limiter: Option<&RateLimiter>, bytes: u64) -> Option<Duration> {
     limiter?.take(bytes, Instant::now()).err()
 }
 
-/// Sets a timer; says whether it will ring.
-fn throttle(timer: &mut TimerFd, wait: Duration) -> bool {
-    let set = timer.reset(wait, None);
-    if let Err(error) = &set {
-        log::warn!("timer: {error}");
-    }
-    set.is_ok()
-}
-
 impl Job for PairJob {
     fn start(&mut self, poller: &Poller) -> io::Result<()> {
         self.receive.begin();
         self.transmit.begin();
         self.polled = Some(EventSet::empty());
         poller.add_for(&*self.backend, BACKEND, EventSet::empty())?;
-        poller.add(&self.receive_timer, RECEIVE_TIMER)?;
-        poller.add(&self.transmit_timer, TRANSMIT_TIMER)
+        self.receive_timer.watch(poller, RECEIVE_TIMER)?;
+        self.transmit_timer.watch(poller, TRANSMIT_TIMER)
     }
 
     fn look(&mut self, poller: &Poller) {
@@ -404,20 +395,15 @@ impl Job for PairJob {
     }
 
     fn ready(&mut self, source: u32, poller: &Poller) {
-        let ring = |timer: &mut TimerFd| {
-            if let Err(error) = timer.wait() {
-                log::debug!("timer: {error}");
-            }
-        };
         match source {
             RECEIVE_KICK => self.receive.consume_kick(),
             TRANSMIT_KICK => self.transmit.consume_kick(),
             RECEIVE_TIMER => {
-                ring(&mut self.receive_timer);
+                self.receive_timer.take();
                 self.receive_throttled = false;
             }
             TRANSMIT_TIMER => {
-                ring(&mut self.transmit_timer);
+                self.transmit_timer.take();
                 self.transmit_throttled = false;
             }
             _ => self.backend_full = false,

@@ -58,15 +58,23 @@ impl Life {
             while self.host.requests.take().is_some() {}
         }
         end(job, &revived);
-        let Revived { machine, said, config, ids, report } = revived?;
+        let Revived { mut machine, said, config, ids, mut report, mut phases } = revived?;
+        if resume {
+            phases.time("run processors", || machine.resume_processors());
+            report.running = true;
+            report.total_ns = phases.total_ns();
+            phases.time("run devices", || machine.resume_devices());
+            report.phases = phases.done().to_vec();
+        }
         self.stored = Some(Stored { said, ids });
         self.name_ptys();
         self.board.gauge(Some(&machine));
         (self.on_boot)(&machine, Some(&report));
-        self.booted = Some(Booted { machine, config, paused: true });
+        self.booted = Some(Booted { machine, config, paused: !resume });
         self.tell_restored(&report);
         if resume {
-            self.resume()?;
+            self.events().tell("vm", "resuming");
+            self.events().tell("vm", "resumed");
         }
         Ok(Answer::Restored(Box::new(report)))
     }

@@ -1,5 +1,4 @@
-//! Stopping and starting a machine as a whole: processors first, then devices; and the other way
-//! round.
+//! Stopping and starting a machine as a whole: processors first, then devices, both times.
 
 use devices::PauseError;
 use thiserror::Error;
@@ -52,19 +51,30 @@ impl Machine {
 
     /// Lets everything run.
     pub fn resume(&mut self) {
+        self.resume_processors();
+        self.resume_devices();
+    }
+
+    /// Lets the processors run, as the first of [`resume`](Self::resume): what they ask of a device that does not
+    /// work yet waits for it, and making the threads of many devices takes longer than anything else in a restore.
+    pub(crate) fn resume_processors(&mut self) {
+        if let Some(clock) = self.stopped_clock.take()
+            && let Err(error) = self.vm.set_clock(&clock)
+        {
+            log::warn!("the guest's clock has gone on during the pause: {}", crate::error::chain(&error));
+        }
+        self.vcpus.resume();
+    }
+
+    /// Lets the devices work, as the second of [`resume`](Self::resume).
+    pub(crate) fn resume_devices(&mut self) {
         for NamedDevice { device, control, .. } in self.all_devices() {
             device.lock().resume();
             if let Control::Window(window) = control {
                 window.refresh();
             }
         }
-        if let Some(clock) = self.stopped_clock.take()
-            && let Err(error) = self.vm.set_clock(&clock)
-        {
-            log::warn!("the guest's clock has gone on during the pause: {}", crate::error::chain(&error));
-        }
         self.platform.let_input(true);
-        self.vcpus.resume();
         if self.arming.is_none() {
             match Arming::start(&self.manager) {
                 Ok(arming) => self.arming = arming,

@@ -40,8 +40,10 @@ pub struct RestoreReport {
     pub edited: Vec<String>,
     /// Where the time went.
     pub phases: Vec<Phase>,
-    /// From the request until the machine could run, in nanoseconds.
+    /// From the request until the machine ran, or, if it stays paused, could run; in nanoseconds.
     pub total_ns: u64,
+    /// Whether it ran.
+    pub running: bool,
     /// The one commit; with a commit for each change, the first.
     pub commit: CommitReport,
     /// All commits.
@@ -51,7 +53,8 @@ pub struct RestoreReport {
 impl fmt::Display for RestoreReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = |ns: u64| Milliseconds(ns);
-        writeln!(f, "restored {} in {}", self.directory.display(), milliseconds(self.total_ns))?;
+        let state = if self.running { "running" } else { "paused" };
+        writeln!(f, "restored {}, {state} in {}", self.directory.display(), milliseconds(self.total_ns))?;
         for Phase { name, start_ns, ns } in &self.phases {
             writeln!(f, "  {name:<24} {:>12} from {}", milliseconds(*ns), milliseconds(*start_ns))?;
         }

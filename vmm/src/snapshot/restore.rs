@@ -133,8 +133,10 @@ pub struct Revived {
     pub config: VmConfig,
     /// Numbers the ids that are given from now on.
     pub ids: IdCounter,
-    /// How it went.
+    /// How it went so far.
     pub report: RestoreReport,
+    /// The clock that runs since the request.
+    pub phases: Phases,
 }
 
 impl Opened {
@@ -192,10 +194,11 @@ impl Opened {
             edited,
             total_ns: phases.total_ns(),
             phases: phases.done().to_vec(),
+            running: false,
             commit: machine.report().clone(),
             totals: machine.manager().totals(),
         };
-        Ok(Revived { machine, said, config, ids, report })
+        Ok(Revived { machine, said, config, ids, report, phases })
     }
 }
 

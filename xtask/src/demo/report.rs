@@ -47,7 +47,7 @@ impl Restored {
 mod tests {
     use super::*;
 
-    const ONCE: &str = "restored /s in 3.314 ms\n  read state                   0.264 ms from 0.000 ms\n  \
+    const ONCE: &str = "restored /s, running in 3.314 ms\n  read state                   0.264 ms from 0.000 ms\n  \
         commit                       1.167 ms from 2.141 ms\n  memory zone mem0: cow\n\
         commit 1 (restore): 1 kernel calls, 1138.4 us after 899.9 us of staging\n";
 

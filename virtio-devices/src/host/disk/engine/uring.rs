@@ -1,7 +1,13 @@
 //! io_uring: requests are queued without a system call, begun together by one, and found done without one.
 #![expect(unsafe_code, reason = "requests of a ring refer to memory by address")]
 
-use std::{collections::VecDeque, fs::File, io, os::fd::AsRawFd, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    sync::{Arc, OnceLock},
+};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -9,8 +15,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Completion, Engine, InFlight, Operation, Request, carry_out, file};
 use crate::host::buffers::Buffers;
 
-/// Whether the kernel gives us a ring that knows our requests.
+/// Whether the kernel gives us a ring that knows our requests. Asked once: a ring costs more than the answer is worth
+/// for every disk again.
 pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(probe)
+}
+
+fn probe() -> bool {
     let probed = IoUring::new(1).and_then(|ring| {
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
