@@ -78,8 +78,13 @@ fn kata_in_go() {
     assert!(reply.head.contains("X-Cumulet-Unknown-Fields: serial.iommu"), "{}", reply.head);
     assert_eq!(vmm.ask("GET", "vm.info", "").json()["state"], "Created");
 
-    let file = File::open("/dev/null").unwrap();
-    let before = vmm.count("fd");
+    let tap = tempfile::NamedTempFile::new().unwrap();
+    let file = File::open(tap.path()).unwrap();
+    let held = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap();
+        open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()).any(|path| path == tap.path())
+    };
+    assert!(!held());
     let mut raw = vmm.connect();
     let reply = send_with(&mut raw, "vm.add-net", &kata_net().to_string(), &[file.as_fd()]);
     assert!(reply.status == 204 && reply.body.is_empty(), "{reply:?}");
@@ -87,8 +92,9 @@ fn kata_in_go() {
     let net = &vmm.ask("GET", "vm.info", "").json()["config"]["net"][0];
     assert_eq!(net["fds"].as_array().map(Vec::len), Some(1), "{net}");
     // Kept as long as the device is configured. (No tap can be made here: the lab boots with one.)
-    assert!(vmm.count("fd") > before);
+    assert!(held());
     assert_eq!(vmm.ask("PUT", "vm.remove-device", r#"{"id":"net0"}"#).status, 204);
+    assert!(!held());
 
     assert_eq!(vmm.ask("PUT", "vm.boot", "").status, 204);
     let info = vmm.ask("GET", "vm.info", "").json();
