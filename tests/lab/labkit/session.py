@@ -92,7 +92,7 @@ def _run(cache, artefacts, machine, job, run_dir):
         log(f"timeout after {job.timeout:.0f} s")
         status = TIMED_OUT
     except (EOFError, ConnectionError) as e:
-        log(f"L1 died: {e}")
+        log(f"L1 died: {e}; {ending(process)}")
     finally:
         stop(process)
         if status in (TIMED_OUT, DIED):
@@ -169,6 +169,14 @@ def start(command):
 def stop(process):
     process.kill()
     process.wait()
+
+
+def ending(process, seconds=3):
+    """How QEMU ended by itself. Status 0 is a reset of L1: a panic, or a triple fault."""
+    try:
+        return f"QEMU ended with status {process.wait(seconds)}"
+    except subprocess.TimeoutExpired:
+        return "QEMU is still there"
 
 
 def exit_on_signals():

@@ -11,7 +11,7 @@ check_disk() {
 block() {
   dd if=/dev/urandom of="$W/d.raw" bs=1M count=16 2>/dev/null
   local before; before=$(sha256sum <"$W/d.raw")
-  vm a lab.do=blk -- --memory size=256M ${CPUS:+--cpus boot=$CPUS} --disk "path=$W/d.raw$1"
+  vm a lab.do=blk -- -v --memory size=256M ${CPUS:+--cpus boot=$CPUS} --disk "path=$W/d.raw$1"
   up a && ends a 200 || return
   says a BLK-DONE || { fail "the guest did not finish"; return; }
   [ "$(value a BLK-READ)" = "$before" ] || { fail "the guest read other bytes than the image has"; return; }
@@ -28,9 +28,11 @@ ring() {
   local bits; bits=$(sed -n 's/^FEATURES virtio[0-9]* 0x0002 \([01]*\).*/\1/p' "$W/a.log")
   [ "${bits:34:1}" = "$1" ] || fail "feature bit 34 is '${bits:34:1}', not $1"
 }
-check_block_uring() { block "" && note "io_uring"; }
-check_block_aio() { block ",_disable_io_uring=on" && note "AIO"; }
-check_block_sync() { block ",_disable_io_uring=on,_disable_aio=on" && note "synchronous"; }
+# through ENGINE: what the VMM has chosen, by its log.
+through() { note "$(sed -n 's/.* through \(.*\)/\1/p' "$W/a.out")"; grep -q " through $1\$" "$W/a.out"; }
+check_block_uring() { block "" && through io_uring; }
+check_block_aio() { block ",_disable_io_uring=on" && through aio; }
+check_block_sync() { block ",_disable_io_uring=on,_disable_aio=on" && through sync; }
 check_block_direct() { block ",direct=on" && note "direct I/O"; }
 check_block_packed() { block ",packed=on" && ring 1; }
 check_block_split() { block ",packed=off" && ring 0; }
