@@ -10,6 +10,7 @@
 //! 0x000e_0000  ACPI: RSDP and, when they fit, all tables                  reserved
 //! 0x000e_f000  VM generation id, in a page of its own                     reserved
 //! 0x000f_0000  SMBIOS                                                     reserved
+//! 0x000f_fff0  code that asks for a reset, where a BIOS begins            reserved
 //! 0x0010_0000  RAM up to its end, at most up to the hole
 //! 0xc000_0000  32-bit PCI window, 512 MiB                                 the hole begins
 //! 0xe000_0000  ECAM, one bus (1 MiB) a PCI segment                        reserved
@@ -83,7 +84,11 @@ pub const GENERATION_ID_SIZE: u64 = 16;
 /// SMBIOS entry point and table (SMBIOS 3.0, 5.2.2: 0xf_0000 to 0xf_ffff is searched).
 pub const SMBIOS_START: u64 = 0xf_0000;
 /// Room for SMBIOS.
-pub const SMBIOS_SIZE: u64 = 0x1_0000;
+pub const SMBIOS_SIZE: u64 = 0xfff0;
+/// Where software that reboots through a BIOS jumps to, in real mode.
+pub const RESET_VECTOR_START: u64 = SMBIOS_START + SMBIOS_SIZE;
+/// Room for what it finds.
+pub const RESET_VECTOR_SIZE: u64 = 16;
 /// First byte that kernels are loaded to.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
@@ -338,6 +343,7 @@ mod tests {
         ("ACPI", ACPI_START, ACPI_SIZE),
         ("generation id", GENERATION_ID_START, PAGE_SIZE),
         ("SMBIOS", SMBIOS_START, SMBIOS_SIZE),
+        ("reset vector", RESET_VECTOR_START, RESET_VECTOR_SIZE),
         ("high RAM", HIGH_RAM_START, HOLE_START - HIGH_RAM_START),
         ("32-bit PCI", PCI32_START, PCI32_SIZE),
         ("ECAM", ECAM_START, ECAM_SIZE),

@@ -52,8 +52,8 @@ impl MemoryMap {
     /// The map of a guest with this RAM, in ascending order, of which `taken` is not for general use
     /// (ACPI tables at the end of low RAM, say).
     ///
-    /// What the architecture reserves is added: the extended BIOS data area, the ranges of ACPI and
-    /// SMBIOS, ECAM, and the pages KVM takes.
+    /// What the architecture reserves is added: the extended BIOS data area, the ranges of ACPI,
+    /// SMBIOS and the reset vector, ECAM, and the pages KVM takes.
     ///
     /// # Errors
     /// RAM ranges overlap each other or the hole, something in `taken` overlaps another entry of
@@ -63,7 +63,7 @@ impl MemoryMap {
             |start, size| MemoryMapEntry { range: Range { start, size }, kind: MemoryKind::Reserved };
         let mut carved = vec![
             reserved(layout::EBDA_START, layout::EBDA_END - layout::EBDA_START),
-            reserved(layout::ACPI_START, layout::SMBIOS_START + layout::SMBIOS_SIZE - layout::ACPI_START),
+            reserved(layout::ACPI_START, layout::HIGH_RAM_START - layout::ACPI_START),
             reserved(layout::ECAM_START, layout::ECAM_SIZE),
             reserved(layout::KVM_IDENTITY_MAP_START, layout::KVM_IDENTITY_MAP_SIZE + layout::KVM_TSS_SIZE),
         ];

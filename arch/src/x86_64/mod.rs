@@ -7,5 +7,6 @@ pub mod cpuid;
 pub mod feature;
 pub mod layout;
 pub mod memory_map;
+pub mod reset_vector;
 pub mod smbios;
 pub mod topology;

@@ -65,6 +65,8 @@ impl Machine {
             payload::write(bytes, *at, &memory)?;
         }
         payload::write(&smbios, smbios_at, &memory)?;
+        let (reset_at, reset) = super::tables::reset_vector();
+        payload::write(&reset, reset_at, &memory)?;
         if let Some(at) = prepared.layout.generation_id {
             payload::write(&generation::fresh()?, at, &memory)?;
         }

@@ -7,6 +7,7 @@ use arch::x86_64::{
     },
     layout::{self as map, Range},
     memory_map::MemoryMapEntry,
+    reset_vector,
     smbios::{self, SmbiosConfig, SmbiosError},
 };
 use devices::platform::{PmTimer, PowerControl, PvPanic, Rtc, Serial};
@@ -27,6 +28,11 @@ pub fn acpi(layout: &Layout, config: &VmConfig) -> Result<(PlacedTables, Option<
     let low_ram_end = low_ram.map(|part| part.base + part.size).max().unwrap_or(0);
     let (area, taken) = AcpiArea::choose(tables.size(), low_ram_end)?;
     Ok((tables.place(&area)?, taken))
+}
+
+/// Code for a guest that reboots through a BIOS, and its address. Every memory map has its place reserved.
+pub fn reset_vector() -> (u64, [u8; 16]) {
+    reset_vector::build(port(PowerControl::BASE + 2), PowerControl::RESET)
 }
 
 /// SMBIOS, and its address. Every memory map has its place reserved.

@@ -1,6 +1,6 @@
 //! What firmware tables in guest memory say.
 
-use arch::x86_64::layout::{ACPI_START, GENERATION_ID_START, SMBIOS_SIZE, SMBIOS_START};
+use arch::x86_64::layout::{ACPI_START, GENERATION_ID_START, RESET_VECTOR_START, SMBIOS_SIZE, SMBIOS_START};
 use serde_json::{Value, json};
 
 use super::{Bench, memory};
@@ -40,6 +40,15 @@ fn the_guest_finds_what_its_machine_is_called() {
 
     let plain = smbios(&bench.boot(json!({})).unwrap());
     assert!(plain.starts_with(b"_SM3_") && holds(&plain, b"Cumulet"));
+}
+
+#[test]
+fn a_jump_to_the_bios_resets_through_the_register_of_the_tables() {
+    let machine = Bench::new().boot(json!({})).unwrap();
+    let fadt = acpi_table(&machine, b"FACP").unwrap();
+    let code = memory(&machine, RESET_VECTOR_START, 9);
+    // ACPI 6.5, 5.2.9: RESET_REG is a generic address at 116, RESET_VALUE at 128.
+    assert_eq!((u64::from(code[1]), number(&code, 3, 2)), (number(&fadt, 128, 1), number(&fadt, 120, 8)));
 }
 
 #[test]
