@@ -1,0 +1,315 @@
+//! The test guest in a VMM, saved and brought back: by Cumulet and by QEMU.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What can go wrong: the text is for whoever ran the benchmark.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Who does it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// Cumulet, with further keys of `--restore` and options.
+    Cumulet { keys: &'static str, options: &'static [&'static str] },
+    /// QEMU, on that machine type.
+    Qemu { machine: &'static str },
+}
+
+/// A machine.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// Number of network devices, and queue pairs of each.
+    pub nets: (u32, u32),
+    /// Number of disks, and queues of each.
+    pub disks: (u32, u32),
+}
+
+/// A process with the guest in it. Dropped, it is killed.
+pub struct Vm {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Vm {
+    fn start(command: &mut Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let (Some(input), Some(output)) = (input, output) else { return Err("no pipes".into()) };
+        Ok(Self { child, input, output: BufReader::new(output) })
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            let mut said = String::new();
+            if let Some(mut stderr) = self.child.stderr.take() {
+                stderr.read_to_string(&mut said)?;
+            }
+            return Err(format!("the guest has gone: {said}").into());
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn wait_for(&mut self, words: &str) -> Result<String> {
+        loop {
+            let line = self.line()?;
+            if line.contains(words) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Gives an order, and waits for its answer.
+    pub fn obey(&mut self, order: &str) -> Result<String> {
+        writeln!(self.input, "{order}")?;
+        let line = self.wait_for("ok")?;
+        Ok(line.trim_start_matches("ok").trim().to_owned())
+    }
+
+    /// What it says on standard error, once it has ended by the guest's order.
+    pub fn end(mut self) -> Result<String> {
+        writeln!(self.input, "exit 0")?;
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut said)?;
+        }
+        self.child.wait()?;
+        Ok(said)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A saved machine.
+pub struct Saved {
+    contender: Contender,
+    shape: Shape,
+    place: PathBuf,
+    /// How long saving took.
+    pub saving: Duration,
+}
+
+impl Saved {
+    /// Boots the guest, has it use all devices and write `dirty_mib` of memory, and saves it in `place`, a directory of
+    /// its own.
+    pub fn make(contender: &Contender, shape: &Shape, dirty_mib: u64, place: &Path) -> Result<Self> {
+        fs::create_dir_all(place.join("snapshot"))?;
+        for disk in 0..shape.disks.0 {
+            fs::File::create(place.join(format!("disk{disk}")))?.set_len(16 << 20)?;
+        }
+        let mut command = boot(contender, shape, place);
+        let mut vm = Vm::start(&mut command)?;
+        vm.wait_for("test-guest ready")?;
+        if shape.nets.0 + shape.disks.0 > 0 {
+            let listed = vm.obey("virtio")?;
+            let addresses = listed.split('[').skip(1).filter_map(|device| device.split_whitespace().next());
+            for address in addresses.map(str::to_owned).collect::<Vec<_>>() {
+                vm.obey(&format!("vinit {address}"))?;
+            }
+            vm.obey("vcheck")?;
+        }
+        vm.obey(&format!("fill 0x2000000 {dirty_mib}M 7"))?;
+        let started = Instant::now();
+        let socket = place.join("control");
+        match contender {
+            Contender::Cumulet { .. } => {
+                let url = format!("file://{}", place.join("snapshot").display());
+                let mut client = api_client::Client::connect(&socket)?;
+                client.pause()?;
+                client.snapshot(&api_client::wire::VmSnapshotConfig { destination_url: url })?;
+            }
+            Contender::Qemu { .. } => {
+                let mut monitor = UnixStream::connect(&socket)?;
+                hmp(&mut monitor, "stop")?;
+                hmp(&mut monitor, &format!("migrate \"exec:cat > {}\"", state(place).display()))?;
+                while !hmp(&mut monitor, "info migrate")?.contains("completed") {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+        let saving = started.elapsed();
+        Ok(Self { contender: contender.clone(), shape: shape.clone(), place: place.to_owned(), saving })
+    }
+
+    /// Starts the program, has it bring the guest back, and gives the guest `order`; returns the time until its answer,
+    /// and what the program reported.
+    pub fn restore(&self, order: &str) -> Result<(Duration, String)> {
+        let mut command = match &self.contender {
+            Contender::Cumulet { keys, options } => {
+                let mut command = Command::new("target/release/cumulet");
+                let source = format!("source_url=file://{},resume=on", self.place.join("snapshot").display());
+                command.args(["--restore", &format!("{source}{keys}"), "--report"]).args(*options);
+                command
+            }
+            Contender::Qemu { .. } => {
+                let mut command = boot(&self.contender, &self.shape, &self.place);
+                command.args(["-incoming", &format!("exec:cat {}", state(&self.place).display())]);
+                command
+            }
+        };
+        let _ = fs::remove_file(self.place.join("control"));
+        let started = Instant::now();
+        let mut vm = Vm::start(&mut command)?;
+        if matches!(self.contender, Contender::Qemu { .. }) {
+            // QEMU loses input that comes before the serial port's state; and it does not run until it is told to.
+            let mut monitor = connect(&self.place.join("control"))?;
+            hmp(&mut monitor, "")?;
+            while hmp(&mut monitor, "info status")?.contains("inmigrate") {}
+            hmp(&mut monitor, "cont")?;
+        }
+        vm.obey(order)?;
+        let took = started.elapsed();
+        Ok((took, vm.end()?))
+    }
+}
+
+fn state(place: &Path) -> PathBuf {
+    place.join("state")
+}
+
+fn connect(socket: &Path) -> Result<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_micros(200)),
+        }
+    }
+}
+
+/// One command to QEMU's monitor, and what it says up to its next prompt.
+fn hmp(monitor: &mut UnixStream, command: &str) -> Result<String> {
+    if !command.is_empty() {
+        monitor.write_all(format!("{command}\n").as_bytes())?;
+    }
+    let mut answer = Vec::new();
+    let mut prompts = 0;
+    let mut byte = [0];
+    while prompts == 0 {
+        if monitor.read(&mut byte)? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        answer.extend_from_slice(&byte);
+        prompts += usize::from(answer.ends_with(b"(qemu) "));
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// The command that boots a guest of that shape.
+fn boot(contender: &Contender, shape: &Shape, place: &Path) -> Command {
+    let Shape { vcpus, memory_mib, nets, disks } = shape;
+    let guest = "target/release/test-guest";
+    let control = place.join("control");
+    match contender {
+        Contender::Cumulet { .. } => {
+            let mut command = Command::new("target/release/cumulet");
+            command.arg("--api-socket").arg(control).args([
+                "--kernel",
+                guest,
+                "--serial",
+                "tty",
+                "--console",
+                "off",
+            ]);
+            command.args(["--debug-exit", "0x501", "--cpus", &format!("boot={vcpus}")]);
+            command.args(["--memory", &format!("size={memory_mib}M")]);
+            for disk in 0..disks.0 {
+                let path = place.join(format!("disk{disk}"));
+                let disk = format!("path={},num_queues={},image_type=raw", path.display(), disks.1);
+                command.args(["--disk", &disk]);
+            }
+            for net in 0..nets.0 {
+                command.args(["--net", &format!("tap={},num_queues={}", tap(net), 2 * nets.1)]);
+            }
+            command
+        }
+        Contender::Qemu { machine } => {
+            let mut command = Command::new("qemu-system-x86_64");
+            command.args([
+                "-machine",
+                machine,
+                "-accel",
+                "kvm",
+                "-display",
+                "none",
+                "-nodefaults",
+                "-no-reboot",
+            ]);
+            command.args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501", "-kernel", guest]);
+            command.args(["-m", &format!("{memory_mib}M"), "-smp", &vcpus.to_string()]);
+            command.args(["-monitor", &format!("unix:{},server=on,wait=off", control.display())]);
+            for disk in 0..disks.0 {
+                let path = place.join(format!("disk{disk}"));
+                command.args(["-drive", &format!("if=none,id=d{disk},format=raw,file={}", path.display())]);
+                command.args(["-device", &format!("virtio-blk-pci,drive=d{disk},num-queues={}", disks.1)]);
+            }
+            for net in 0..nets.0 {
+                let pairs = nets.1;
+                let queues = if pairs > 1 { format!(",queues={pairs}") } else { String::new() };
+                let more =
+                    if pairs > 1 { format!(",mq=on,vectors={}", 2 * pairs + 2) } else { String::new() };
+                let back = format!("tap,id=n{net},ifname={},script=no,downscript=no{queues}", tap(net));
+                command.args(["-netdev", &back, "-device", &format!("virtio-net-pci,netdev=n{net}{more}")]);
+            }
+            command
+        }
+    }
+}
+
+/// Name of a tap that [`Taps`] makes.
+pub fn tap(number: u32) -> String {
+    format!("cbench{number}")
+}
+
+/// Taps that stay while machines come and go, as an orchestrator makes them. Removed when dropped.
+pub struct Taps(u32);
+
+impl Taps {
+    /// Makes them.
+    pub fn make(count: u32, pairs: u32) -> Result<Self> {
+        let taps = Self(count);
+        for net in 0..count {
+            let name = tap(net);
+            let queues: &[&str] = if pairs > 1 { &["multi_queue"] } else { &[] };
+            ip(&[&["tuntap", "add", "dev", &name, "mode", "tap"], queues].concat())?;
+            ip(&["link", "set", &name, "up"])?;
+        }
+        Ok(taps)
+    }
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        for net in 0..self.0 {
+            // What is not there needs no removal.
+            let _ = ip(&["link", "del", &tap(net)]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("ip").args(arguments).stderr(Stdio::null()).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("ip {} ended with {status}", arguments.join(" ")).into())
+    }
+}
