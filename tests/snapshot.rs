@@ -4,6 +4,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use api_client::wire::VmState;
@@ -255,6 +257,63 @@ fn every_copy_learns_that_it_is_one_unless_it_shall_not() {
         let mut console = monitor::serial(place);
         assert_eq!(generation(&mut console, at), (original.clone(), false), "{mode}");
         same.quit();
+    }
+}
+
+/// MSR_KVM_SYSTEM_TIME_NEW of <asm/kvm_para.h>: where KVM keeps the guest's paravirtual clock.
+const SYSTEM_TIME: u64 = 0x4b56_4d01;
+
+/// Nanoseconds that the guest's paravirtual clock stood at when KVM last brought it up to date, and the time stamp
+/// counter.
+fn clocks(console: &mut Console) -> (u64, u64) {
+    let page = FREE + (64 << 20);
+    console.ok(&format!("msr {SYSTEM_TIME:#x} {:#x}", page | 1));
+    let counter = guest::number(&console.ok("msr 0x10"));
+    (guest::number(&console.ok(&format!("peek {:#x} 8", page + 16))), counter)
+}
+
+#[test]
+fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
+    const GAP: Duration = Duration::from_secs(4);
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut first = Monitor::start(place, &[] as &[&str]);
+    let begun = Instant::now();
+    let mut console = first.boot(place, &machine(place));
+    let hz = guest::number(&console.ok("tsc-hz"));
+    let (ns, ticks) = clocks(&mut console);
+    let since = |ticks: u64| Duration::from_millis(ticks / (hz / 1000));
+    // A VM's counter begins at 0, but for a host that can only show its own.
+    let own_counter = since(ticks) < begun.elapsed() + GAP;
+    first.put("vm.pause", &Value::Null).expect("it can be paused");
+    let paused = Instant::now();
+    // What passes between the pause and the snapshot belongs to the gap, too.
+    thread::sleep(GAP);
+    let snapshot = place.join("snapshot");
+    fs::create_dir(&snapshot).expect("there is room");
+    first
+        .put("vm.snapshot", &json!({ "destination_url": monitor::url(&snapshot) }))
+        .expect("it can be saved");
+    first.quit();
+    for (policy, advances) in [("frozen", false), ("advance", true)] {
+        let mut copy = Monitor::start(place, &[] as &[&str]);
+        let gap = paused.elapsed();
+        copy.restore(&snapshot, &json!({ "clock": policy }));
+        let (later_ns, later_ticks) = clocks(&mut monitor::serial(place));
+        // What is not the gap's the guest has lived through.
+        let lived = begun.elapsed() - gap;
+        let mut clocks = vec![Duration::from_nanos(later_ns - ns)];
+        if own_counter {
+            clocks.push(since(later_ticks - ticks));
+        }
+        for passed in clocks {
+            let right = if advances { passed >= gap } else { passed <= lived };
+            assert!(right, "{policy}: {passed:?}, of which {gap:?} were the gap and {lived:?} were lived");
+        }
+        copy.quit();
     }
 }
 

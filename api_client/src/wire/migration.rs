@@ -27,6 +27,9 @@ pub struct RestoreConfig {
     /// Whether the VM learns that it is a copy; it does if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation_id: Option<GenerationId>,
+    /// What the VM's clocks show; they go on from where they stood if not given. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<RestoreClock>,
     /// Network devices whose taps are handed over, and how many each takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_fds: Option<Vec<RestoredNetConfig>>,
@@ -82,6 +85,17 @@ pub enum GenerationId {
     New,
     /// It stays what it is: of all that are restored from this snapshot, this one goes on as the original.
     Keep,
+}
+
+/// What the time stamp counters and the paravirtual clock of a restored VM show. The real-time clock of the
+/// board shows the host's time in any case. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreClock {
+    /// They go on from where they stood when the VM was paused.
+    Frozen,
+    /// They are set forward by the time that has passed since.
+    Advance,
 }
 
 /// A network device whose taps are handed over.

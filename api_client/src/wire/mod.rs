@@ -46,8 +46,9 @@ pub use self::{
     job::{JobInfo, JobKind, JobState, VmCancelJob},
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
-        GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreCommit, RestoreConfig,
-        RestoreVerify, RestoredNetConfig, RestoredVfioConfig, SendMigrationData, TimeoutStrategy, ZoneUpdate,
+        GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreClock, RestoreCommit,
+        RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig, SendMigrationData,
+        TimeoutStrategy, ZoneUpdate,
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},
     numa::{NumaConfig, NumaDistance},

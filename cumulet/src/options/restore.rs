@@ -3,8 +3,8 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use api_client::wire::{
-    GenerationId, MemoryRestoreMode, RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
-    ZoneUpdate,
+    GenerationId, MemoryRestoreMode, RestoreClock, RestoreConfig, RestoreVerify, RestoredNetConfig,
+    RestoredVfioConfig, ZoneUpdate,
 };
 
 use super::{
@@ -19,6 +19,7 @@ pub const KEYS: Keys = &[&[
     "memory_restore_mode=copy|cow|ondemand",
     "verify=off|state|full",
     "generation_id=new|keep",
+    "clock=frozen|advance",
     "net_fds=[ID@[FD,...],...]",
     "vfio_fds=[ID@FD,...]",
     "iommufd_fd=FD",
@@ -36,6 +37,9 @@ const CHECKS: [(&str, RestoreVerify); 3] =
     [("off", RestoreVerify::Off), ("state", RestoreVerify::State), ("full", RestoreVerify::Full)];
 
 const GENERATIONS: [(&str, GenerationId); 2] = [("new", GenerationId::New), ("keep", GenerationId::Keep)];
+
+const CLOCKS: [(&str, RestoreClock); 2] =
+    [("frozen", RestoreClock::Frozen), ("advance", RestoreClock::Advance)];
 
 /// A restore, as a request over the API would be: what is asked for, and the descriptors that come along.
 #[derive(Clone, Debug)]
@@ -86,6 +90,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         verify: pairs.word("verify", &CHECKS)?,
         commit: None,
         generation_id: pairs.word("generation_id", &GENERATIONS)?,
+        clock: pairs.word("clock", &CLOCKS)?,
         net_fds: (!nets.is_empty()).then_some(nets),
         vfio_fds: (!vfios.is_empty()).then_some(vfios),
         resume: pairs.toggle("resume")?.unwrap_or(false),
@@ -108,7 +113,7 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1]"
         ))
         .unwrap();
@@ -119,6 +124,7 @@ mod tests {
             verify: Some(RestoreVerify::Full),
             commit: None,
             generation_id: Some(GenerationId::Keep),
+            clock: Some(RestoreClock::Advance),
             net_fds: Some(vec![
                 RestoredNetConfig { id: "n0".into(), num_fds: 2 },
                 RestoredNetConfig { id: "n1".into(), num_fds: 1 },

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
-use api_client::wire::{self, GenerationId, JobKind, MemoryRestoreMode, RestoreCommit, RestoreVerify};
+use api_client::wire::{
+    self, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit, RestoreVerify,
+};
 
 use devices::{GuestRequest, RequestSink};
 
@@ -16,7 +18,7 @@ use crate::{
     config::{VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
-    machine::{Commits, attach::terminal::Existing, consoles::Seat},
+    machine::{ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
     memory::{content::MemoryMode, demand::OnFailure},
     snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
 };
@@ -102,6 +104,10 @@ impl Life {
             commits: match said.commit {
                 None | Some(RestoreCommit::Once) => Commits::Once,
                 Some(RestoreCommit::Each) => Commits::Each,
+            },
+            clock: match said.clock {
+                None | Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
+                Some(RestoreClock::Advance) => ClockPolicy::Advance,
             },
             new_generation: said.generation_id != Some(GenerationId::Keep),
         })?;

@@ -63,6 +63,12 @@ pub enum BuildError {
     /// A saved state does not fit the machine.
     #[error("saved state")]
     State(#[from] LoadError),
+    /// The guest's clocks cannot be set forward.
+    #[error("the guest's clocks cannot be set forward: {why}")]
+    Clock {
+        /// Why.
+        why: &'static str,
+    },
     /// The guest was given what this host's processors do not have.
     #[error("this host's processors lack what the guest uses: {missing}")]
     Processor {

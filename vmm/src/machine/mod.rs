@@ -7,6 +7,7 @@
 mod arming;
 pub mod attach;
 mod builder;
+mod clock;
 mod commit;
 pub mod consoles;
 mod error;
@@ -31,6 +32,7 @@ use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
 use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
 pub use self::{
+    clock::ClockPolicy,
     commit::Commits,
     error::BuildError,
     lifecycle::LifeError,

@@ -9,6 +9,7 @@ use hypervisor::x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock};
 use super::{
     BuildError, Commits, Host, Machine, MachineState,
     builder::Prepared,
+    clock::{ClockPolicy, Shift},
     processors::{host_caps, vcpu_plans},
 };
 use crate::{
@@ -31,6 +32,8 @@ pub struct Restored {
     pub cpu: Vec<CpuidEntry>,
     /// How often its wiring is reconfigured.
     pub commits: Commits,
+    /// What its clocks show.
+    pub clock: ClockPolicy,
 }
 
 /// Saved state of what the hypervisor has but for the vCPUs.
@@ -40,8 +43,8 @@ pub(super) struct SavedChips {
 }
 
 impl Machine {
-    /// Builds the machine of a saved state, in one commit. It is paused, where the saved one stood; its clock
-    /// goes on from the saved one when it is resumed.
+    /// Builds the machine of a saved state, in one commit. It is paused, where the saved one stood; its clocks
+    /// run from now on, from where `restored.clock` has them begin.
     ///
     /// # Errors
     /// See [`BuildError`]; whatever was opened or made is gone again.
@@ -51,7 +54,7 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { layout, memory, state, cpu, commits } = restored;
+        let Restored { layout, memory, state, cpu, commits, clock } = restored;
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
         layout.check(config, &host_caps(host, &supported))?;
@@ -69,12 +72,16 @@ impl Machine {
             prepared.load(&state)?;
             parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))
         })?;
-        let saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
+        let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
+        let stopped = state.clock()?;
+        let shift = Shift::new(clock, stopped.as_ref())?;
+        saved.values_mut().try_for_each(|vcpu| shift.counter(vcpu))?;
         let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
             Some(state) => VcpuStart::Saved(Box::new(state.clone())),
             None => VcpuStart::Waiting,
         })?;
-        let chips = SavedChips { irqchip: state.irqchip()?, clock: state.clock()? };
+        let chips =
+            SavedChips { irqchip: state.irqchip()?, clock: stopped.map(|stopped| shift.clock(stopped)) };
         phases.time("commit", || prepared.commit(host, vcpus, Some(chips), commits))
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_migration::{LoadError, SaveError, Section, State};
 
-use super::{Machine, NamedDevice};
+use super::{Machine, NamedDevice, clock};
 use crate::cpu::VcpuError;
 
 const IRQCHIP: &str = "__irqchip";
@@ -71,7 +71,8 @@ impl Machine {
     pub fn save(&self) -> Result<(Vec<Section>, Vec<CpuidEntry>), StateError> {
         let mut sections = Vec::new();
         let mut cpu = Vec::new();
-        for (index, state) in (0..).zip(self.vcpus.save()?) {
+        for (index, mut state) in (0..).zip(self.vcpus.save()?) {
+            clock::rewind(&mut state, self.stopped_clock.as_ref());
             if index == 0 {
                 cpu.clone_from(&state.cpuid);
             }

@@ -15,7 +15,7 @@ use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
     layout::Layout,
-    machine::{BuildError, Commits, Host, Machine, MachineState, Restored, generation},
+    machine::{BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, generation},
     memory::{
         BackingError, GuestMemory,
         content::{self, ContentError, MemoryMode, RestorePlan},
@@ -74,6 +74,8 @@ pub struct Request {
     pub commits: Commits,
     /// Whether the guest gets a new generation id, and is told.
     pub new_generation: bool,
+    /// What its clocks show.
+    pub clock: ClockPolicy,
 }
 
 /// A machine could not be restored. Nothing is left of it.
@@ -180,7 +182,8 @@ impl Opened {
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
-        let restored = Restored { layout, memory, state, cpu, commits: request.commits };
+        let restored =
+            Restored { layout, memory, state, cpu, commits: request.commits, clock: request.clock };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();

@@ -14,7 +14,7 @@ use super::{
     image,
 };
 use crate::{
-    machine::{Commits, Machine, MachineState, Restored, platform::EVENTS_GSI},
+    machine::{ClockPolicy, Commits, Machine, MachineState, Restored, platform::EVENTS_GSI},
     memory::GuestMemory,
     phases::Phases,
 };
@@ -89,6 +89,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         state: MachineState::new(state),
         cpu,
         commits: Commits::Once,
+        clock: ClockPolicy::Frozen,
     };
     let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();
     assert_eq!(irqchips(&bench), [IrqchipMode::Split; 2]);

@@ -1,0 +1,165 @@
+//! What the clocks of a restored guest show.
+//!
+//! A saved state is as of the moment at which the machine was paused, both the paravirtual clock and the time
+//! stamp counters, which cannot be stopped: what they have counted until the machine was saved is taken off.
+//! At a restore both are set forward by one and the same time, or by none. From then on they run, as in every
+//! paused machine: a guest sees its pauses, and of the time that it was a snapshot what [`ClockPolicy`] says.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hypervisor::x86_64::{VcpuState, VmClock};
+
+use super::BuildError;
+
+/// IA32_TIME_STAMP_COUNTER.
+const TSC: u32 = 0x10;
+
+/// What becomes of the time for which the guest was a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClockPolicy {
+    /// The guest's clocks did not move.
+    #[default]
+    Frozen,
+    /// They went on.
+    Advance,
+}
+
+/// How far the clocks of a machine are set forward.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shift {
+    now_ns: u64,
+    ns: u64,
+}
+
+impl Shift {
+    /// For a guest whose clock stood at `saved`.
+    ///
+    /// # Errors
+    /// It is to be set forward, and nobody knows how far.
+    pub(super) fn new(policy: ClockPolicy, saved: Option<&VmClock>) -> Result<Self, BuildError> {
+        let now_ns = host_ns();
+        let ns = match policy {
+            ClockPolicy::Frozen => 0,
+            ClockPolicy::Advance => {
+                let then = saved.and_then(|clock| clock.realtime_ns);
+                let then = then.ok_or(BuildError::Clock { why: "the snapshot does not say when it was" })?;
+                if then > now_ns {
+                    log::warn!("the snapshot was taken {} ns ahead of this host's clock", then - now_ns);
+                }
+                now_ns.saturating_sub(then)
+            }
+        };
+        Ok(Self { now_ns, ns })
+    }
+
+    /// The paravirtual clock, to be set when the machine is resumed.
+    pub(super) fn clock(&self, saved: VmClock) -> VmClock {
+        VmClock {
+            guest_ns: saved.guest_ns.saturating_add(self.ns),
+            realtime_ns: saved.realtime_ns.map(|_| self.now_ns),
+            host_tsc: None,
+        }
+    }
+
+    /// The time stamp counter of a processor.
+    ///
+    /// # Errors
+    /// It is to be set forward, and nobody knows how fast it counts.
+    pub(super) fn counter(&self, state: &mut VcpuState) -> Result<(), BuildError> {
+        if self.ns == 0 {
+            return Ok(());
+        }
+        let khz =
+            state.tsc_khz.ok_or(BuildError::Clock { why: "the frequency of its counters is not known" })?;
+        let ticks = ticks(self.ns, khz);
+        for msr in state.msrs.iter_mut().filter(|msr| msr.index == TSC) {
+            msr.value = msr.value.wrapping_add(ticks);
+        }
+        Ok(())
+    }
+}
+
+/// Takes what a processor's counter has counted since `stopped` off its state.
+pub(super) fn rewind(state: &mut VcpuState, stopped: Option<&VmClock>) {
+    let then = stopped.and_then(|clock| clock.realtime_ns);
+    if let (Some(then), Some(khz)) = (then, state.tsc_khz) {
+        let ticks = ticks(host_ns().saturating_sub(then), khz);
+        for msr in state.msrs.iter_mut().filter(|msr| msr.index == TSC) {
+            msr.value = msr.value.saturating_sub(ticks);
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+fn host_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a counter of that frequency counts in that time; it wraps, as counters do.
+fn ticks(ns: u64, khz: u32) -> u64 {
+    let counted = u128::from(ns) * u128::from(khz) / 1_000_000;
+    u64::try_from(counted & u128::from(u64::MAX)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use hypervisor::x86_64::Msr;
+
+    use super::*;
+
+    const HOUR_NS: u64 = 3_600_000_000_000;
+
+    fn vcpu() -> VcpuState {
+        let msrs = vec![Msr { index: 0x6e0, value: 7 }, Msr { index: TSC, value: 1 << 60 }];
+        VcpuState { msrs, tsc_khz: Some(2_500_000), ..VcpuState::default() }
+    }
+
+    fn an_hour_ago() -> VmClock {
+        VmClock { guest_ns: 5, realtime_ns: Some(host_ns() - HOUR_NS), host_tsc: Some(1) }
+    }
+
+    #[test]
+    fn clocks_go_on_where_they_stood() {
+        let (mut state, clock) = (vcpu(), an_hour_ago());
+        let shift = Shift::new(ClockPolicy::Frozen, Some(&clock)).unwrap();
+        shift.counter(&mut state).unwrap();
+        assert_eq!(state, vcpu());
+        let set = shift.clock(clock);
+        assert_eq!(set.guest_ns, 5);
+        // From now on it runs.
+        assert!(host_ns() - set.realtime_ns.unwrap() < HOUR_NS / 2);
+        assert!(Shift::new(ClockPolicy::Frozen, None).is_ok());
+    }
+
+    #[test]
+    fn clocks_are_set_forward_together() {
+        let (mut state, clock) = (vcpu(), an_hour_ago());
+        let shift = Shift::new(ClockPolicy::Advance, Some(&clock)).unwrap();
+        shift.counter(&mut state).unwrap();
+        let elapsed_ns = shift.clock(clock).guest_ns - 5;
+        assert!((HOUR_NS..2 * HOUR_NS).contains(&elapsed_ns));
+        assert_eq!(state.msrs[0].value, 7);
+        assert_eq!(state.msrs[1].value - (1 << 60), elapsed_ns * 5 / 2);
+        let unknown = VmClock { realtime_ns: None, ..clock };
+        assert!(Shift::new(ClockPolicy::Advance, Some(&unknown)).is_err());
+        state.tsc_khz = None;
+        assert!(shift.counter(&mut state).is_err());
+        // A clock that runs behind the other host's stands still.
+        let later = VmClock { realtime_ns: Some(u64::MAX), ..clock };
+        assert_eq!(Shift::new(ClockPolicy::Advance, Some(&later)).unwrap().clock(later).guest_ns, 5);
+    }
+
+    #[test]
+    fn a_saved_counter_is_that_of_the_pause() {
+        let mut state = vcpu();
+        rewind(&mut state, Some(&an_hour_ago()));
+        let taken_off = (1 << 60) - state.msrs[1].value;
+        assert!((HOUR_NS * 5 / 2..HOUR_NS * 5).contains(&taken_off));
+        state = vcpu();
+        rewind(&mut state, None);
+        assert_eq!(state, vcpu());
+        assert_eq!(ticks(1_000_000, 3), 3);
+        ticks(u64::MAX, u32::MAX);
+    }
+}
