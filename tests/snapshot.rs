@@ -524,3 +524,89 @@ fn input_waits_for_a_guest_that_stands_still() {
     assert_eq!(third.state(), VmState::Running);
     third.quit();
 }
+
+/// Reads what a request that is only tried would do.
+fn tried(monitor: &mut Monitor, snapshot: &Path, said: &Value) -> Value {
+    let mut request = monitor::restore_request(snapshot, said);
+    request["dry_run"] = json!(true);
+    let answer = monitor.put("vm.restore", &request).unwrap_or_else(|error| panic!("{request}: {error:?}"));
+    answer.json().expect("the answer is JSON")
+}
+
+#[test]
+fn two_of_one_snapshot_live_side_by_side_on_resources_of_their_own() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let mut clones = Vec::new();
+    for name in ["a", "b"] {
+        let place = saved.place().join(name);
+        fs::create_dir(&place).expect("there is room");
+        fs::copy(saved.place().join("disk"), place.join("disk")).expect("there is room");
+        let mut clone = Monitor::start(&place, &[] as &[&str]);
+        let said = json!({ "overrides": [
+            { "id": "_disk0", "path": place.join("disk") },
+            { "id": "__serial", "mode": "Socket", "socket": place.join("serial") },
+            { "id": "__console", "mode": "File", "file": place.join("console") },
+        ] });
+        let keys = ["_disk0.path", "__serial.mode", "__serial.socket", "__console.mode", "__console.file"];
+        // It is only tried at first, and nothing comes of that.
+        let rehearsal = tried(&mut clone, &saved.snapshot, &said);
+        assert_eq!(rehearsal["overridden"], json!(keys), "{rehearsal}");
+        assert_eq!(rehearsal["memory"][0]["mode"], "cow", "{rehearsal}");
+        assert_eq!(rehearsal["devices"], json!(["__console", "_disk0", "__rng"]), "{rehearsal}");
+        assert!(!place.join("serial").exists() && !place.join("console").exists());
+        assert!(clone.api.info().is_err());
+        let report = clone.restore(&saved.snapshot, &said);
+        assert_eq!(report["overridden"], json!(keys), "{report}");
+        clones.push((clone, place));
+    }
+    for (clone, place) in &mut clones {
+        let mut console = monitor::serial(place);
+        assert_eq!(console.ok("nonce"), saved.nonce);
+        check(&mut console);
+        let config =
+            serde_json::to_value(clone.api.info().expect("there is a VM").config).expect("it is JSON");
+        assert_eq!(config["disks"][0]["path"], json!(place.join("disk")));
+    }
+    clones.into_iter().for_each(|(clone, _)| clone.quit());
+}
+
+#[test]
+fn what_would_keep_a_restore_from_succeeding_is_found_by_trying_it() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved();
+    let mut monitor = Monitor::start(saved.place(), &[] as &[&str]);
+    let mut refused = |said: Value, code: &str, expected: &str| {
+        for dry_run in [true, false] {
+            let mut request = monitor::restore_request(&saved.snapshot, &said);
+            request["dry_run"] = json!(dry_run);
+            let refusal = monitor.refused("vm.restore", &request);
+            assert_eq!(refusal.code.as_deref(), Some(code), "{refusal:?}");
+            let said = refusal.messages.expect("it says why").join(": ");
+            assert!(said.contains(expected), "{said}");
+        }
+    };
+    let overrides = |value: Value| json!({ "overrides": [value] });
+    let missing = saved.place().join("missing");
+    refused(overrides(json!({ "id": "_disk7", "path": "/" })), "override-invalid", "_disk7");
+    refused(overrides(json!({ "id": "_disk0", "tap": "t" })), "override-invalid", "_disk0: tap");
+    refused(overrides(json!({ "id": "_disk0", "path": missing })), "override-invalid", "_disk0: path");
+    fs::rename(saved.place().join("disk"), &missing).expect("it can be moved");
+    refused(json!({}), "restore-failed", "device _disk0");
+    fs::rename(&missing, saved.place().join("disk")).expect("it can be moved back");
+    let memory = saved.snapshot.join("memory-ranges");
+    let good = fs::read(&memory).expect("it is there");
+    let mut bad = good.clone();
+    bad[40 << 20] ^= 1;
+    fs::write(&memory, bad).expect("it can be written");
+    refused(json!({ "verify": "full" }), "snapshot-unusable", "memory-ranges");
+    fs::write(&memory, good).expect("it can be written");
+    assert_eq!(tried(&mut monitor, &saved.snapshot, &json!({ "verify": "full" }))["verified"], "full");
+    monitor.restore(&saved.snapshot, &json!({}));
+    saved.proves_itself();
+    monitor.quit();
+}

@@ -22,6 +22,9 @@ pub enum AbsentError {
     /// It would be of use only beside another.
     #[error("--landlock-rules: of no effect without --landlock")]
     RulesAlone,
+    /// Nobody would read what comes of it.
+    #[error("--restore: dry_run: only over the API, as by cumulet-remote restore")]
+    DryRun,
 }
 
 /// Refuses what would have no effect.

@@ -13,7 +13,7 @@ use vmm::{
 };
 
 use crate::{
-    absent,
+    absent::{self, AbsentError},
     logger::{self, Template},
     options::{OptionError, Options, descriptor, endpoint::Endpoint},
     program::{FEATURES, Program},
@@ -68,6 +68,9 @@ fn first(options: &Options) -> Result<Option<First>, Box<dyn Error>> {
         return Ok(Some(First::Boot(Box::new(said))));
     }
     let Some(restore) = options.restore()? else { return Ok(None) };
+    if restore.config.dry_run {
+        return Err(AbsentError::DryRun.into());
+    }
     let descriptors: Result<Vec<OwnedFd>, _> =
         restore.descriptors.iter().map(|descriptor| descriptor.try_clone()).collect();
     Ok(Some(First::Restore(Box::new(Restore { said: restore.config, descriptors: descriptors? }))))

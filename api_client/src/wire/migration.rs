@@ -7,6 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{console::ConsoleMode, cpus::CpuAffinity, net::MacAddress};
+
 /// Restores a VM from a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreConfig {
@@ -42,6 +44,53 @@ pub struct RestoreConfig {
     /// Memory zones that come from another node of this host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub zone_updates: Vec<ZoneUpdate>,
+    /// Resources of this host that take the place of those in the snapshot's configuration. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<RestoreOverride>,
+    /// Whether the restore is only tried: the answer says what it would do, and nothing is done. Cumulet's own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dry_run: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Resources of this host for one thing that the snapshot's configuration has. Cumulet's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RestoreOverride {
+    /// The device or memory zone; `__serial` for the serial port, `__console` for a console without an id,
+    /// `__cpus` for the processors.
+    pub id: String,
+    /// A disk's image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A network device's tap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// The MAC address that a network device shows. A driver that runs has read the old one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// The MAC address of its tap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_mac: Option<MacAddress>,
+    /// A console's other end; with it come the file or the socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ConsoleMode>,
+    /// The file of a console's mode `File`, or of a memory zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The socket of a console's mode `Socket`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// NUMA node of the host that a memory zone comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_numa_node: Option<u32>,
+    /// On which host CPUs each vCPU runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Vec<CpuAffinity>>,
 }
 
 /// How the memory of a restored VM comes back.

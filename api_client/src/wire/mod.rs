@@ -47,8 +47,8 @@ pub use self::{
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
         GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreClock, RestoreCommit,
-        RestoreConfig, RestoreVerify, RestoredNetConfig, RestoredVfioConfig, SendMigrationData,
-        TimeoutStrategy, ZoneUpdate,
+        RestoreConfig, RestoreOverride, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
+        SendMigrationData, TimeoutStrategy, ZoneUpdate,
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},
     numa::{NumaConfig, NumaDistance},

@@ -25,6 +25,7 @@ pub const KEYS: Keys = &[&[
     "iommufd_fd=FD",
     "resume=off",
     "zone_updates=[ZONE@NODE,...]",
+    "dry_run=off",
 ]];
 
 const MODES: [(&str, MemoryRestoreMode); 3] = [
@@ -98,6 +99,8 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
             .into_iter()
             .map(|(id, host_numa_node)| ZoneUpdate { id, host_numa_node })
             .collect(),
+        overrides: Vec::new(),
+        dry_run: pairs.toggle("dry_run")?.unwrap_or(false),
     };
     Ok(Restore { config, descriptors })
 }
@@ -114,7 +117,7 @@ mod tests {
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
             "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
-             vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1]"
+             vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],dry_run=on"
         ))
         .unwrap();
         let expected = RestoreConfig {
@@ -132,6 +135,8 @@ mod tests {
             vfio_fds: Some(vec![RestoredVfioConfig { id: "v0".into() }]),
             resume: true,
             zone_updates: vec![ZoneUpdate { id: "z0".into(), host_numa_node: 1 }],
+            overrides: Vec::new(),
+            dry_run: true,
         };
         assert_eq!(restore.config, expected);
         assert_eq!(restore.descriptors.len(), 5);

@@ -49,6 +49,7 @@ pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str) -> R
         Ok(Answer::Done) => Response::new(Status::NoContent),
         Ok(Answer::Added(info)) => json(&info),
         Ok(Answer::Restored(report)) => restored(&report),
+        Ok(Answer::Rehearsed(rehearsal)) => json(&rehearsal),
         Err(error) => failure(&error, sentence),
     }
 }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::error::CommandError;
-use crate::snapshot::RestoreReport;
+use crate::snapshot::{Rehearsal, RestoreReport};
 
 /// Everything that changes a VM, or needs the machine. What merely asks does not come here: see
 /// [`Board`](super::Board).
@@ -110,6 +110,8 @@ pub enum Answer {
     Added(wire::PciDeviceInfo),
     /// A VM was restored, so.
     Restored(Box<RestoreReport>),
+    /// A VM could be restored, so.
+    Rehearsed(Box<Rehearsal>),
 }
 
 /// Who is told what came of a command. Called once, on the control thread; it must not wait.

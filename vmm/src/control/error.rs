@@ -151,7 +151,9 @@ impl CommandError {
             Self::Restore(RestoreError::Config(error) | RestoreError::Build(BuildError::Config(error))) => {
                 class_of(error)
             }
-            Self::Request(_) | Self::Descriptors { .. } => FailureClass::Invalid,
+            Self::Request(_) | Self::Descriptors { .. } | Self::Restore(RestoreError::Override(_)) => {
+                FailureClass::Invalid
+            }
             Self::AlreadyCreated
             | Self::NotRunning
             | Self::Transition { .. }
@@ -206,6 +208,7 @@ impl CommandError {
             Self::Restore(RestoreError::Snapshot(_) | RestoreError::Form { .. }) => "snapshot-unusable",
             Self::Restore(RestoreError::Content(ContentError::Damaged { .. })) => "snapshot-unusable",
             Self::Restore(RestoreError::Edited(_)) => "config-edited",
+            Self::Restore(RestoreError::Override(_)) => "override-invalid",
             Self::Restore(_) => "restore-failed",
             Self::Unavailable(_) => "unsupported",
             Self::Job(CancelError::Unknown(_)) => "unknown-job",

@@ -47,9 +47,14 @@ impl Life {
 
     /// Makes the VM that a snapshot holds. It is paused, or runs if that was asked for.
     pub(super) fn restore(&mut self, restore: Restore) -> Outcome {
-        self.events().tell("vm", "restoring");
+        if !restore.said.dry_run {
+            self.events().tell("vm", "restoring");
+        }
         if self.stored.is_some() {
             return Err(CommandError::AlreadyCreated);
+        }
+        if restore.said.dry_run {
+            return self.rehearse(restore);
         }
         let resume = restore.said.resume;
         let job = self.jobs.begin(JobKind::Restore, "read state");
@@ -81,38 +86,14 @@ impl Life {
         Ok(Answer::Restored(Box::new(report)))
     }
 
+    /// Finds out what a restore would do.
+    fn rehearse(&self, restore: Restore) -> Outcome {
+        let rehearsal = open(restore)?.rehearse(&self.host)?;
+        Ok(Answer::Rehearsed(Box::new(rehearsal)))
+    }
+
     fn revive(&self, restore: Restore, job: &Job) -> Result<Revived, CommandError> {
-        let Restore { said, descriptors } = restore;
-        check::restore(&said)?;
-        let memory = match said.memory_restore_mode {
-            None => None,
-            Some(MemoryRestoreMode::Copy) => Some(MemoryMode::Copy),
-            Some(MemoryRestoreMode::Cow) => Some(MemoryMode::Cow),
-            Some(MemoryRestoreMode::OnDemand) => Some(MemoryMode::OnDemand),
-        };
-        let verify = said.verify.map(|verify| match verify {
-            RestoreVerify::Off => Verify::Off,
-            RestoreVerify::State => Verify::State,
-            RestoreVerify::Full => Verify::Full,
-        });
-        let source = snapshot::directory(&said.source_url)?;
-        let mut opened = Opened::open(Request {
-            source,
-            memory,
-            verify,
-            prefault: said.prefault,
-            commits: match said.commit {
-                None | Some(RestoreCommit::Once) => Commits::Once,
-                Some(RestoreCommit::Each) => Commits::Each,
-            },
-            clock: match said.clock {
-                None | Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
-                Some(RestoreClock::Advance) => ClockPolicy::Advance,
-            },
-            new_generation: said.generation_id != Some(GenerationId::Keep),
-        })?;
-        hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
-        update_zones(&mut opened.said, &said.zone_updates)?;
+        let opened = open(restore)?;
         let (serial, console) =
             VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
         for (seat, name, target) in
@@ -156,6 +137,43 @@ impl Life {
             properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         self.events().tell_with("vm", "restored", &properties);
     }
+}
+
+/// Reads a snapshot, and makes its configuration what the request has it be.
+fn open(restore: Restore) -> Result<Opened, CommandError> {
+    let Restore { said, descriptors } = restore;
+    check::restore(&said)?;
+    let memory = match said.memory_restore_mode {
+        None => None,
+        Some(MemoryRestoreMode::Copy) => Some(MemoryMode::Copy),
+        Some(MemoryRestoreMode::Cow) => Some(MemoryMode::Cow),
+        Some(MemoryRestoreMode::OnDemand) => Some(MemoryMode::OnDemand),
+    };
+    let verify = said.verify.map(|verify| match verify {
+        RestoreVerify::Off => Verify::Off,
+        RestoreVerify::State => Verify::State,
+        RestoreVerify::Full => Verify::Full,
+    });
+    let source = snapshot::directory(&said.source_url)?;
+    let mut opened = Opened::open(Request {
+        source,
+        memory,
+        verify,
+        prefault: said.prefault,
+        commits: match said.commit {
+            None | Some(RestoreCommit::Once) => Commits::Once,
+            Some(RestoreCommit::Each) => Commits::Each,
+        },
+        clock: match said.clock {
+            None | Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
+            Some(RestoreClock::Advance) => ClockPolicy::Advance,
+        },
+        new_generation: said.generation_id != Some(GenerationId::Keep),
+    })?;
+    hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
+    update_zones(&mut opened.said, &said.zone_updates)?;
+    opened.lay_over(&said.overrides)?;
+    Ok(opened)
 }
 
 fn end<T, E: std::error::Error>(job: Job, result: &Result<T, E>) {

@@ -43,6 +43,27 @@ pub(super) struct SavedChips {
 }
 
 impl Machine {
+    /// Checks that this host can have a machine of a saved layout whose guest was given that CPU identification;
+    /// nothing is opened. Returns what CPU identification the host can give.
+    ///
+    /// # Errors
+    /// It cannot, or configuration and layout are of different machines.
+    pub fn check_restore(
+        config: &VmConfig,
+        host: &Host,
+        layout: &Layout,
+        cpu: &[CpuidEntry],
+    ) -> Result<Vec<CpuidEntry>, BuildError> {
+        config.check()?;
+        let supported = host.hypervisor.supported_cpuid()?;
+        layout.check(config, &host_caps(host, &supported))?;
+        let missing: Vec<String> = compat::missing(cpu, &supported).iter().map(ToString::to_string).collect();
+        if !missing.is_empty() {
+            return Err(BuildError::Processor { missing: missing.join(", ") });
+        }
+        Ok(supported)
+    }
+
     /// Builds the machine of a saved state, in one commit. It is paused, where the saved one stood; its clocks
     /// run from now on, from where `restored.clock` has them begin.
     ///
@@ -55,14 +76,7 @@ impl Machine {
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
         let Restored { layout, memory, state, cpu, commits, clock } = restored;
-        config.check()?;
-        let supported = host.hypervisor.supported_cpuid()?;
-        layout.check(config, &host_caps(host, &supported))?;
-        let missing: Vec<String> =
-            compat::missing(&cpu, &supported).iter().map(ToString::to_string).collect();
-        if !missing.is_empty() {
-            return Err(BuildError::Processor { missing: missing.join(", ") });
-        }
+        let supported = Self::check_restore(config, host, &layout, &cpu)?;
         let prepared = phases.time("prepare", || Prepared::new(config, host, layout, memory, "restore"))?;
         let present = prepared.layout.vcpus.iter().filter(|vcpu| vcpu.present);
         let indices: Vec<u32> = present.map(|vcpu| vcpu.index).collect();

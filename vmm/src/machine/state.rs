@@ -12,7 +12,7 @@ use thiserror::Error;
 use vm_migration::{LoadError, SaveError, Section, State};
 
 use super::{Machine, NamedDevice, clock};
-use crate::cpu::VcpuError;
+use crate::{cpu::VcpuError, layout::Layout};
 
 const IRQCHIP: &str = "__irqchip";
 const CLOCK: &str = "__clock";
@@ -130,6 +130,19 @@ impl MachineState {
     /// There is none, or it cannot be read.
     pub fn clock(&self) -> Result<Option<VmClock>, LoadError> {
         self.section(CLOCK)?.load::<SavedClock>().map(|SavedClock(clock)| clock)
+    }
+
+    /// Checks that there is a state for all that a layout names, and that those of the hypervisor can be read.
+    ///
+    /// # Errors
+    /// One is missing or cannot be read.
+    pub fn check(&self, layout: &Layout) -> Result<(), LoadError> {
+        for vcpu in layout.vcpus.iter().filter(|vcpu| vcpu.present) {
+            self.vcpu(vcpu.index)?;
+        }
+        self.irqchip()?;
+        self.clock()?;
+        layout.devices.iter().try_for_each(|device| self.section(&device.id).map(|_| ()))
     }
 
     /// Refuses sections that belong to nothing in a machine of that many vCPUs and those devices.

@@ -7,6 +7,8 @@
 //! [`memory::content`]: crate::memory::content
 
 mod edits;
+mod overrides;
+mod rehearsal;
 mod report;
 mod restore;
 mod save;
@@ -17,6 +19,8 @@ use thiserror::Error;
 
 pub use self::{
     edits::EditError,
+    overrides::OverrideError,
+    rehearsal::Rehearsal,
     report::{RestoreReport, SaveReport},
     restore::{Opened, Request, RestoreError, Revived, Verify},
     save::{SaveError, save},

@@ -38,6 +38,8 @@ pub struct RestoreReport {
     pub new_generation: bool,
     /// Members of the configuration that were edited since the snapshot.
     pub edited: Vec<String>,
+    /// What the request has laid over it, as id and key.
+    pub overridden: Vec<String>,
     /// Where the time went.
     pub phases: Vec<Phase>,
     /// From the request until the machine ran, or, if it stays paused, could run; in nanoseconds.
@@ -68,6 +70,9 @@ impl fmt::Display for RestoreReport {
         writeln!(f, "  checked: {}", self.verified)?;
         if !self.edited.is_empty() {
             writeln!(f, "  edited since the snapshot: {}", self.edited.join(", "))?;
+        }
+        if !self.overridden.is_empty() {
+            writeln!(f, "  overridden: {}", self.overridden.join(", "))?;
         }
         write!(f, "{}", self.commit)?;
         let CommitTotals { commits, operations, total_ns, .. } = &self.totals;

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use vm_migration::snapshot::{MANIFEST, MEMORY, Snapshot, SnapshotError};
 
-use super::{EditError, RestoreReport, edits::edits};
+use super::{EditError, OverrideError, RestoreReport, edits::edits, overrides};
 use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
@@ -87,6 +87,9 @@ pub enum RestoreError {
     /// The configuration was edited where it must not be.
     #[error("config.json of the snapshot")]
     Edited(#[from] EditError),
+    /// What the request lays over the configuration cannot be.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
     /// The configuration cannot be read.
     #[error("{what} of the snapshot cannot be understood")]
     Form {
@@ -116,10 +119,11 @@ pub enum RestoreError {
 /// A snapshot that has been read and checked; nothing has been built.
 #[derive(Debug)]
 pub struct Opened {
-    request: Request,
+    pub(super) request: Request,
     phases: Phases,
-    snapshot: Snapshot,
-    edited: Vec<String>,
+    pub(super) snapshot: Snapshot,
+    pub(super) edited: Vec<String>,
+    pub(super) overridden: Vec<String>,
     /// The configuration, as clients know it.
     pub said: wire::VmConfig,
 }
@@ -151,7 +155,16 @@ impl Opened {
         let verify = request.verify != Some(Verify::Off);
         let snapshot = phases.time("read state", || Snapshot::open(&request.source, verify))?;
         let (said, edited) = phases.time("configuration", || configuration(&snapshot))?;
-        Ok(Self { request, phases, snapshot, edited, said })
+        Ok(Self { request, phases, snapshot, edited, overridden: Vec::new(), said })
+    }
+
+    /// Lays other resources of the host over the configuration.
+    ///
+    /// # Errors
+    /// One of them cannot be; none is laid over it then.
+    pub fn lay_over(&mut self, overrides: &[wire::RestoreOverride]) -> Result<(), RestoreError> {
+        self.overridden = overrides::apply(&mut self.said, overrides)?;
+        Ok(())
     }
 
     /// Builds the machine. What `said` was changed to in the meantime counts.
@@ -165,7 +178,7 @@ impl Opened {
         progress: &Progress,
         on_memory_failure: OnFailure,
     ) -> Result<Revived, RestoreError> {
-        let Self { request, mut phases, snapshot, edited, mut said } = self;
+        let Self { request, mut phases, snapshot, edited, overridden, mut said } = self;
         let mut config = VmConfig::from_wire(&mut said, &mut ids)?;
         for zone in &mut config.memory {
             zone.prefault = request.prefault && request.memory != Some(MemoryMode::OnDemand);
@@ -195,6 +208,7 @@ impl Opened {
             memory_bytes,
             verified,
             edited,
+            overridden,
             total_ns: phases.total_ns(),
             phases: phases.done().to_vec(),
             running: false,
@@ -259,6 +273,6 @@ fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), R
     Ok((said, edited))
 }
 
-fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
+pub(super) fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
     serde_json::from_str(text.get()).map_err(|source| RestoreError::Form { what, source })
 }

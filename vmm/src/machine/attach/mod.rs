@@ -5,6 +5,7 @@
 pub mod block;
 pub mod console;
 mod net;
+pub mod probe;
 mod rng;
 pub mod terminal;
 mod virtio;
@@ -198,6 +199,19 @@ pub fn attach(
         DeviceConfig::Console(config) => console::attach(config, layout, context),
         DeviceConfig::Block(config) => block::attach(config, layout, context),
         DeviceConfig::Net(config) => net::attach(config, layout, context),
+    }
+}
+
+/// Whether what `config` needs is there, without making or changing anything.
+///
+/// # Errors
+/// Something is not there, or may not be used.
+pub fn probe(config: &DeviceConfig) -> Result<(), AttachError> {
+    match config {
+        DeviceConfig::Rng(config) => probe::file(&config.source, false),
+        DeviceConfig::Console(config) => probe::console(&config.target),
+        DeviceConfig::Block(config) => probe::file(&config.path, !config.readonly),
+        DeviceConfig::Net(config) => probe::net(config),
     }
 }
 

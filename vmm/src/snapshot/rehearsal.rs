@@ -1,0 +1,93 @@
+//! A restore that is only tried: everything is read and checked that can be without building a machine, and
+//! nothing is made, changed or kept.
+
+use hypervisor::x86_64::CpuidEntry;
+use serde::Serialize;
+use vm_migration::snapshot::MEMORY;
+
+use super::{
+    RestoreError, Verify,
+    restore::{Opened, read},
+};
+use crate::{
+    config::{MemoryZoneConfig, VmConfig, wire::IdCounter},
+    layout::Layout,
+    machine::{
+        BuildError, Host, Machine, MachineState,
+        attach::{self, probe},
+    },
+    memory::content::{self, RestorePlan, ZoneMode},
+};
+
+/// What a restore would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rehearsal {
+    /// Where from.
+    pub directory: std::path::PathBuf,
+    /// How the memory of each zone would come back.
+    pub memory: Vec<ZoneMode>,
+    /// Bytes of guest memory that would be read before the guest could run.
+    pub memory_bytes: u64,
+    /// What was checked of the snapshot.
+    pub verified: Verify,
+    /// Members of the configuration that were edited since the snapshot.
+    pub edited: Vec<String>,
+    /// What the request lays over it.
+    pub overridden: Vec<String>,
+    /// Processors that the guest has.
+    pub vcpus: usize,
+    /// Its PCI devices, in layout order.
+    pub devices: Vec<String>,
+}
+
+impl Opened {
+    /// Tries the restore. What `said` was changed to in the meantime counts.
+    ///
+    /// # Errors
+    /// What would keep it from succeeding, as far as that can be known.
+    pub fn rehearse(self, host: &Host) -> Result<Rehearsal, RestoreError> {
+        let Self { request, snapshot, edited, overridden, mut said, .. } = self;
+        let config = VmConfig::from_wire(&mut said, &mut IdCounter::default())?;
+        let manifest = &snapshot.manifest;
+        let layout: Layout = read("the layout", &manifest.layout)?;
+        let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
+        Machine::check_restore(&config, host, &layout, &cpu)?;
+        let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
+        let file = snapshot.open_memory()?;
+        let verified = request.verify.unwrap_or(Verify::State);
+        if verified == Verify::Full {
+            content::verify(&manifest.memory, &file, &request.source.join(MEMORY), true)?;
+        }
+        resources(&config)?;
+        let memory_bytes = plan.bytes_to_read(&manifest.memory);
+        MachineState::new(snapshot.into_sections()).check(&layout).map_err(BuildError::State)?;
+        Ok(Rehearsal {
+            directory: request.source,
+            memory: plan.zones,
+            memory_bytes,
+            verified,
+            edited,
+            overridden,
+            vcpus: layout.vcpus.iter().filter(|vcpu| vcpu.present).count(),
+            devices: layout.devices.into_iter().map(|device| device.id).collect(),
+        })
+    }
+}
+
+/// Whether what the host is to give is there.
+fn resources(config: &VmConfig) -> Result<(), BuildError> {
+    let of = |id: &str| {
+        let id = id.to_owned();
+        move |source| BuildError::Attach { id, source }
+    };
+    probe::console(&config.serial).map_err(of(crate::machine::platform::SERIAL_ID))?;
+    for device in &config.devices {
+        attach::probe(device).map_err(of(device.id()))?;
+    }
+    for MemoryZoneConfig { id, file, .. } in &config.memory {
+        if let Some(file) = file.as_ref().filter(|file| !file.is_dir()) {
+            probe::file(file, true).map_err(of(id))?;
+        }
+    }
+    Ok(())
+}
