@@ -206,11 +206,13 @@ impl Endpoint {
     pub fn stage(&self, transaction: &Transaction<'_>) -> StagedBars {
         let decoding = self.config.command() & COMMAND_MEMORY != 0;
         let staged = self.bars.iter().map(|bar| {
-            let address = bar.register.address();
+            // What does not decode is nowhere, and in nobody's way: firmware that deals addresses anew gives one
+            // function the address that another has not given up yet.
+            let address = bar.register.address().filter(|_| decoding);
             let mut placed = self.reserve(bar, address, transaction);
             let reserved = placed.reserved.map(|(_, base)| base);
             let wanted = match address {
-                Some(address) if decoding && reserved == Some(address) => bar.shape.at(address, &self.owner),
+                Some(address) if reserved == Some(address) => bar.shape.at(address, &self.owner),
                 _ => Wired::default(),
             };
             match transaction.replace(&placed.wired, wanted) {
@@ -240,14 +242,14 @@ impl Endpoint {
         }
     }
 
-    /// Moves a BAR's place in the window allocator to `address`, if that is a place at all.
+    /// Moves a BAR's place in the window allocator to `address`, if that is a place at all; to nowhere if it is `None`.
     fn reserve(&self, bar: &Bar, address: Option<u64>, transaction: &Transaction<'_>) -> Placed {
         let mut placed = bar.placed.clone();
-        let Some(address) = address else { return placed };
-        if placed.reserved.is_some_and(|(_, base)| base == address) {
+        if placed.reserved.map(|(_, base)| base) == address {
             return placed;
         }
         self.release(placed.reserved.take(), transaction);
+        let Some(address) = address else { return placed };
         let size = bar.register.spec().size;
         for kind in [WindowKind::Mmio64, WindowKind::Mmio32] {
             let window = Window { kind, segment: self.segment };

@@ -189,6 +189,26 @@ fn a_bar_answers_where_it_is_put_while_decoding_is_on() {
 }
 
 #[test]
+fn functions_that_do_not_decode_can_change_places() {
+    let mut bench = Bench::new();
+    let (low, high) = (HIGH, HIGH + (1 << 20));
+    bench.plug(1, 7, low);
+    bench.plug(2, 8, high);
+    for slot in [1, 2] {
+        bench.decode(slot, true);
+        bench.decode(slot, false);
+    }
+    for (slot, address) in [(1u64, high), (2, low)] {
+        let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+        bench.write(slot, 0x10, &[a, b, c, d]);
+        bench.write(slot, 0x14, &[e, f, g, h]);
+        // The other one still has its old address in its registers.
+        bench.decode(slot, true);
+    }
+    assert_eq!((bench.answer(low), bench.answer(high)), (Some(8), Some(7)));
+}
+
+#[test]
 fn one_register_write_is_one_transaction_at_most() {
     let mut bench = Bench::new();
     bench.plug(1, 7, HIGH);
