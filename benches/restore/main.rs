@@ -7,11 +7,9 @@
 #![expect(clippy::print_stdout, reason = "its output is what the program is for")]
 #![expect(clippy::print_stderr, reason = "progress and errors of a command-line program")]
 
-mod vm;
-
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use vm::{Contender, Result, Saved, Shape, Taps};
+use cumulet_benches::vm::{Contender, Result, Saved, Shape, Taps, shown};
 
 const COW: Contender = Contender::Cumulet { keys: "", options: &[] };
 const DEMAND: Contender = Contender::Cumulet { keys: ",memory_restore_mode=ondemand", options: &[] };
@@ -140,17 +138,6 @@ fn row(
         std::fs::remove_dir_all(place.join(number.to_string()))?;
     }
     Ok(cells)
-}
-
-/// Median and least, in milliseconds.
-fn shown(times: &mut [Duration]) -> String {
-    times.sort_unstable();
-    match (times.get(times.len() / 2), times.first()) {
-        (Some(median), Some(least)) => {
-            format!("{:.1} [{:.1}]", median.as_secs_f64() * 1e3, least.as_secs_f64() * 1e3)
-        }
-        _ => "-".to_owned(),
-    }
 }
 
 /// From the request until the machine ran, as the report has it.

@@ -13,19 +13,43 @@ use std::{
 /// What can go wrong: the text is for whoever ran the benchmark.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Median and least, in milliseconds.
+pub fn shown(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    match (times.get(times.len() / 2), times.first()) {
+        (Some(median), Some(least)) => {
+            format!("{:.1} [{:.1}]", median.as_secs_f64() * 1e3, least.as_secs_f64() * 1e3)
+        }
+        _ => "-".to_owned(),
+    }
+}
+
 /// Who does it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contender {
     /// Cumulet, with further keys of `--restore` and options.
-    Cumulet { keys: &'static str, options: &'static [&'static str] },
+    Cumulet {
+        /// Keys, each after a comma.
+        keys: &'static str,
+        /// Options.
+        options: &'static [&'static str],
+    },
     /// QEMU, on that machine type.
-    Qemu { machine: &'static str },
+    Qemu {
+        /// Its name, with options after commas.
+        machine: &'static str,
+    },
 }
+
+/// Size of each disk.
+pub const DISK_BYTES: u64 = 16 << 20;
 
 /// A machine.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
+    /// Processors.
     pub vcpus: u32,
+    /// Memory in MiB.
     pub memory_mib: u64,
     /// Number of network devices, and queue pairs of each.
     pub nets: (u32, u32),
@@ -34,6 +58,7 @@ pub struct Shape {
 }
 
 /// A process with the guest in it. Dropped, it is killed.
+#[derive(Debug)]
 pub struct Vm {
     child: Child,
     input: ChildStdin,
@@ -70,7 +95,45 @@ impl Vm {
         }
     }
 
+    /// Boots a guest; returns it and the time from the start of the process to the guest's first line.
+    ///
+    /// # Errors
+    /// It cannot be started, or ends.
+    pub fn boot(contender: &Contender, shape: &Shape, place: &Path) -> Result<(Self, Duration)> {
+        make_disks(shape, place)?;
+        // Of an earlier process.
+        let _ = fs::remove_file(place.join("control"));
+        let mut command = boot(contender, shape, place);
+        let started = Instant::now();
+        let mut vm = Self::start(&mut command)?;
+        vm.wait_for("test-guest ready")?;
+        Ok((vm, started.elapsed()))
+    }
+
+    /// Has the guest set up every virtio device; returns the address of each and its type.
+    ///
+    /// # Errors
+    /// It refuses, or ends.
+    pub fn set_up_devices(&mut self) -> Result<Vec<(String, String)>> {
+        let listed = self.obey("virtio")?;
+        let devices: Vec<(String, String)> = listed
+            .split('[')
+            .skip(1)
+            .filter_map(|device| {
+                let mut words = device.split_whitespace();
+                Some((words.next()?.to_owned(), words.next()?.strip_prefix("type=")?.to_owned()))
+            })
+            .collect();
+        for (address, _) in &devices {
+            self.obey(&format!("vinit {address}"))?;
+        }
+        Ok(devices)
+    }
+
     /// Gives an order, and waits for its answer.
+    ///
+    /// # Errors
+    /// It ends.
     pub fn obey(&mut self, order: &str) -> Result<String> {
         writeln!(self.input, "{order}")?;
         let line = self.wait_for("ok")?;
@@ -78,6 +141,9 @@ impl Vm {
     }
 
     /// What it says on standard error, once it has ended by the guest's order.
+    ///
+    /// # Errors
+    /// It has ended before.
     pub fn end(mut self) -> Result<String> {
         writeln!(self.input, "exit 0")?;
         let mut said = String::new();
@@ -98,6 +164,7 @@ impl Drop for Vm {
 }
 
 /// A saved machine.
+#[derive(Debug)]
 pub struct Saved {
     contender: Contender,
     shape: Shape,
@@ -109,20 +176,14 @@ pub struct Saved {
 impl Saved {
     /// Boots the guest, has it use all devices and write `dirty_mib` of memory, and saves it in `place`, a directory of
     /// its own.
+    ///
+    /// # Errors
+    /// Something cannot be started or saved.
     pub fn make(contender: &Contender, shape: &Shape, dirty_mib: u64, place: &Path) -> Result<Self> {
         fs::create_dir_all(place.join("snapshot"))?;
-        for disk in 0..shape.disks.0 {
-            fs::File::create(place.join(format!("disk{disk}")))?.set_len(16 << 20)?;
-        }
-        let mut command = boot(contender, shape, place);
-        let mut vm = Vm::start(&mut command)?;
-        vm.wait_for("test-guest ready")?;
+        let (mut vm, _) = Vm::boot(contender, shape, place)?;
         if shape.nets.0 + shape.disks.0 > 0 {
-            let listed = vm.obey("virtio")?;
-            let addresses = listed.split('[').skip(1).filter_map(|device| device.split_whitespace().next());
-            for address in addresses.map(str::to_owned).collect::<Vec<_>>() {
-                vm.obey(&format!("vinit {address}"))?;
-            }
+            vm.set_up_devices()?;
             vm.obey("vcheck")?;
         }
         vm.obey(&format!("fill 0x2000000 {dirty_mib}M 7"))?;
@@ -150,6 +211,9 @@ impl Saved {
 
     /// Starts the program, has it bring the guest back, and gives the guest `order`; returns the time until its answer,
     /// and what the program reported.
+    ///
+    /// # Errors
+    /// It cannot be brought back.
     pub fn restore(&self, order: &str) -> Result<(Duration, String)> {
         let mut command = match &self.contender {
             Contender::Cumulet { keys, options } => {
@@ -178,6 +242,17 @@ impl Saved {
         let took = started.elapsed();
         Ok((took, vm.end()?))
     }
+}
+
+fn make_disks(shape: &Shape, place: &Path) -> Result<()> {
+    fs::create_dir_all(place)?;
+    for disk in 0..shape.disks.0 {
+        let path = place.join(format!("disk{disk}"));
+        if !path.exists() {
+            fs::File::create(path)?.set_len(DISK_BYTES)?;
+        }
+    }
+    Ok(())
 }
 
 fn state(place: &Path) -> PathBuf {
@@ -258,7 +333,10 @@ fn boot(contender: &Contender, shape: &Shape, place: &Path) -> Command {
             command.args(["-monitor", &format!("unix:{},server=on,wait=off", control.display())]);
             for disk in 0..disks.0 {
                 let path = place.join(format!("disk{disk}"));
-                command.args(["-drive", &format!("if=none,id=d{disk},format=raw,file={}", path.display())]);
+                command.args([
+                    "-drive",
+                    &format!("if=none,id=d{disk},format=raw,aio=io_uring,file={}", path.display()),
+                ]);
                 command.args(["-device", &format!("virtio-blk-pci,drive=d{disk},num-queues={}", disks.1)]);
             }
             for net in 0..nets.0 {
@@ -280,10 +358,14 @@ pub fn tap(number: u32) -> String {
 }
 
 /// Taps that stay while machines come and go, as an orchestrator makes them. Removed when dropped.
+#[derive(Debug)]
 pub struct Taps(u32);
 
 impl Taps {
     /// Makes them.
+    ///
+    /// # Errors
+    /// The host does not let us.
     pub fn make(count: u32, pairs: u32) -> Result<Self> {
         let taps = Self(count);
         for net in 0..count {
