@@ -53,6 +53,20 @@ pub trait Device: Persist + Send {
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
     }
+
+    /// What went through each of its queues, by number; nothing for a device without queues.
+    fn queue_counts(&self) -> Vec<QueueCount> {
+        Vec::new()
+    }
+}
+
+/// What went through a queue since the machine was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCount {
+    /// Requests that were served.
+    pub requests: u64,
+    /// Their bytes, headers included, in both directions.
+    pub bytes: u64,
 }
 
 /// I/O port registers. Offsets are from the first port of the device's range; `data` has 1, 2 or 4

@@ -61,7 +61,9 @@ fn a_vm_of_the_command_line_has_an_api_too() {
         assert!(Instant::now() < deadline, "it does not boot");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(client.metrics().unwrap().contains("cumulet_vcpu_exits_total{vcpu=\"0\""));
+    let metrics = client.metrics().unwrap();
+    assert!(metrics.contains("cumulet_vcpu_exits_total{vcpu=\"0\""));
+    assert!(metrics.contains("cumulet_queue_requests_total{device=\"__rng\",queue=\"0\"} 0"), "{metrics}");
     vmm.signal("TERM");
     let (status, socket) = vmm.end();
     assert_eq!((status.code(), socket), (Some(0), false));

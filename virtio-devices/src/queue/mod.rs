@@ -15,6 +15,9 @@ mod split;
 mod state;
 #[cfg(test)]
 mod tests;
+mod traffic;
+
+use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -22,6 +25,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 pub use self::{
     chain::{Chain, Segment},
     state::{QueueState, RingProgress},
+    traffic::Traffic,
 };
 use self::{packed::PackedRing, split::SplitRing};
 use crate::features;
@@ -191,6 +195,7 @@ pub struct Queue {
     broken: bool,
     /// Segment lists of chains that were handed back, to be filled again.
     spare: Vec<Vec<Segment>>,
+    traffic: Arc<Traffic>,
 }
 
 #[derive(Debug)]
@@ -236,7 +241,22 @@ impl Queue {
                 Ring::Packed(PackedRing::new(&config, features, avail, used, unsignalled))
             }
         };
-        Ok(Self { ring, config, features, in_flight: 0, undecided: false, broken: false, spare: Vec::new() })
+        Ok(Self {
+            ring,
+            config,
+            features,
+            in_flight: 0,
+            undecided: false,
+            broken: false,
+            spare: Vec::new(),
+            traffic: Arc::default(),
+        })
+    }
+
+    /// Counts there what goes through.
+    #[must_use]
+    pub fn counted(self, traffic: &Arc<Traffic>) -> Self {
+        Self { traffic: Arc::clone(traffic), ..self }
     }
 
     /// How far the queue has come. Complete once nothing is in flight.
@@ -337,6 +357,7 @@ impl Queue {
             Ring::Split(ring) => ring.put_used(memory, chain.head(), written),
             Ring::Packed(ring) => ring.put_used(memory, chain.head(), written),
         };
+        self.traffic.add(u64::from(chain.readable_len()).saturating_add(u64::from(written)));
         self.in_flight = self.in_flight.saturating_sub(1);
         self.recycle(chain.into_segments());
         put.map_err(|error| self.fail(error))

@@ -31,7 +31,9 @@ fn pair(memory: &Memory, size: u16, features: RingFeatures) -> (Driver, Queue) {
 fn a_request_goes_through() {
     for features in formats() {
         let memory = memory();
-        let (mut driver, mut queue) = pair(&memory, 8, features);
+        let (mut driver, queue) = pair(&memory, 8, features);
+        let traffic = Arc::default();
+        let mut queue = queue.counted(&traffic);
         assert!(queue.pop(&memory).unwrap().is_none());
         memory.write_slice(b"hello, device", GuestAddress(DATA)).unwrap();
         let buffers = [
@@ -51,6 +53,7 @@ fn a_request_goes_through() {
         queue.add_used(&memory, chain, 7).unwrap();
         assert!(queue.needs_notification(&memory).unwrap());
         assert_eq!(driver.take_used(&memory), Some((id, 7)));
+        assert_eq!((traffic.count().requests, traffic.count().bytes), (1, 13 + 7));
         let mut answer = [0; 7];
         memory.read_slice(&mut answer[..3], GuestAddress(DATA + 0x100)).unwrap();
         memory.read_slice(&mut answer[3..], GuestAddress(DATA + 0x200)).unwrap();

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use api_client::wire::{JobInfo, JobState, VmState};
 
+use devices::device::QueueCount;
+
 use super::{Vmm, http::Response};
 use crate::control::CommandError;
 
@@ -27,6 +29,7 @@ pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
     exits(vmm, &mut text);
     commits(vmm, &mut text);
     devices(vmm, &mut text);
+    queues(vmm, &mut text);
     restore(vmm, &mut text);
     jobs(vmm, &mut text);
     Ok(Response::with_type(TEXT, text.0))
@@ -97,6 +100,24 @@ fn devices(vmm: &Vmm, text: &mut Text) {
             text.sample(&family, &[("device", id)], value);
         }
     }
+}
+
+/// What went through each queue.
+fn queues(vmm: &Vmm, text: &mut Text) {
+    let queues = vmm.board.queues();
+    if queues.is_empty() {
+        return;
+    }
+    let mut tell = |family: &str, help: &str, value: fn(&QueueCount) -> u64| {
+        text.family(family, "counter", help);
+        for (device, queue, count) in &queues {
+            text.sample(family, &[("device", device), ("queue", &queue.to_string())], value(count));
+        }
+    };
+    tell("cumulet_queue_requests_total", "Requests of the guest that a queue brought.", |count| {
+        count.requests
+    });
+    tell("cumulet_queue_bytes_total", "Their bytes, in both directions.", |count| count.bytes);
 }
 
 fn jobs(vmm: &Vmm, text: &mut Text) {

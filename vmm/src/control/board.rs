@@ -10,6 +10,7 @@ use std::{
 
 use address_manager::{AddressManager, CommitTotals};
 use api_client::wire::{DeviceNode, VmConfig, VmCounters, VmInfo, VmState};
+use devices::device::QueueCount;
 use parking_lot::Mutex;
 
 use super::error::CommandError;
@@ -92,6 +93,21 @@ impl Board {
             }
         }
         Ok(last.clone())
+    }
+
+    /// What went through each queue: the device, the queue's number, the count. A device that is busy for longer than
+    /// anybody likes to wait is left out.
+    pub fn queues(&self) -> Vec<(String, usize, QueueCount)> {
+        let deadline = Instant::now() + PATIENCE;
+        let gauges = self.gauges.lock();
+        let mut counts = Vec::new();
+        for NamedDevice { id, device, .. } in gauges.iter().flat_map(|gauges| &gauges.devices) {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let Some(device) = device.try_lock_for(patience) else { continue };
+            let queues = device.queue_counts().into_iter().enumerate();
+            counts.extend(queues.map(|(queue, count)| (id.clone(), queue, count)));
+        }
+        counts
     }
 
     /// Exits of each vCPU by kind; none without a machine.

@@ -21,6 +21,7 @@ use std::{collections::BTreeMap, fmt, io, sync::Arc};
 use address_manager::{AddressManager, Arm, GuestMemoryView, Handler};
 use devices::{
     Device, DmaMemory, MsiSink, PauseError,
+    device::QueueCount,
     pci::{
         BarShape, ConfigEffect, Endpoint, Identity, MsixTable, PciFunction,
         bar::{DoorbellPart, HandlerPart},
@@ -44,7 +45,7 @@ use crate::{
     device::{Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
     features,
     interrupt::{Interrupts, status},
-    queue::{Queue, QueueError, QueueState, RingFeatures},
+    queue::{Queue, QueueError, QueueState, RingFeatures, Traffic},
 };
 
 const VENDOR: u16 = 0x1af4;
@@ -104,6 +105,8 @@ pub struct VirtioPci {
     registers: Registers,
     interrupts: Arc<Interrupts>,
     kicks: Arc<[Arc<EventFd>]>,
+    /// What went through each queue.
+    traffic: Vec<Arc<Traffic>>,
     device: Box<dyn VirtioDevice>,
     memory: DmaMemory,
     events: Arc<dyn LifeEvents>,
@@ -169,6 +172,7 @@ impl VirtioPci {
                 window,
                 registers,
                 interrupts,
+                traffic: kicks.iter().map(|_| Arc::default()).collect(),
                 kicks,
                 device,
                 memory,
@@ -309,6 +313,10 @@ impl VirtioPci {
         let queue = match progress {
             Some(state) => Queue::from_state(registers.config, features, &state, memory)?,
             None => Queue::new(registers.config, features, memory)?,
+        };
+        let queue = match self.traffic.get(usize::from(index)) {
+            Some(traffic) => queue.counted(traffic),
+            None => queue,
         };
         Ok(ActiveQueue { index, queue, kick: Arc::clone(kick), interrupt: self.interrupts.queue(index) })
     }
@@ -521,6 +529,10 @@ impl Device for VirtioPci {
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.device.counters()
+    }
+
+    fn queue_counts(&self) -> Vec<QueueCount> {
+        self.traffic.iter().map(|traffic| traffic.count()).collect()
     }
 }
 
