@@ -71,19 +71,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
             descriptors.push(descriptor::inherited("net_fds", fd)?);
         }
     }
-    let mut vfios = Vec::new();
-    for (id, fd) in pairs.single_tuples("vfio_fds")?.unwrap_or_default() {
-        vfios.push(RestoredVfioConfig { id });
-        descriptors.push(descriptor::inherited("vfio_fds", fd)?);
-    }
-    let iommufd = pairs.number("iommufd_fd")?;
-    if iommufd.is_some() == vfios.is_empty() {
-        return Err(GrammarError::Whole("vfio_fds and iommufd_fd need each other".into()));
-    }
-    if let Some(fd) = iommufd {
-        descriptors.push(descriptor::inherited("iommufd_fd", fd)?);
-    }
-    let moved = pairs.single_tuples("zone_updates")?.unwrap_or_default();
+    let vfio_fds = vfio_descriptors(&pairs, &mut descriptors)?;
     let config = RestoreConfig {
         source_url,
         prefault: pairs.toggle("prefault")?.unwrap_or(false),
@@ -93,16 +81,46 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         generation_id: pairs.word("generation_id", &GENERATIONS)?,
         clock: pairs.word("clock", &CLOCKS)?,
         net_fds: (!nets.is_empty()).then_some(nets),
-        vfio_fds: (!vfios.is_empty()).then_some(vfios),
+        vfio_fds,
         resume: pairs.toggle("resume")?.unwrap_or(false),
-        zone_updates: moved
-            .into_iter()
-            .map(|(id, host_numa_node)| ZoneUpdate { id, host_numa_node })
-            .collect(),
+        zone_updates: zone_updates(&pairs)?,
         overrides: Vec::new(),
         dry_run: pairs.toggle("dry_run")?.unwrap_or(false),
     };
     Ok(Restore { config, descriptors })
+}
+
+/// VFIO devices that are handed over, for a restore and for a migration that is received: their descriptors, and the
+/// iommufd behind them, are added to `descriptors`.
+///
+/// # Errors
+/// A descriptor is not open, or one of the two keys is there without the other.
+pub(crate) fn vfio_descriptors(
+    pairs: &Pairs,
+    descriptors: &mut Vec<Arc<OwnedFd>>,
+) -> Result<Option<Vec<RestoredVfioConfig>>, GrammarError> {
+    let mut devices = Vec::new();
+    for (id, fd) in pairs.single_tuples("vfio_fds")?.unwrap_or_default() {
+        devices.push(RestoredVfioConfig { id });
+        descriptors.push(descriptor::inherited("vfio_fds", fd)?);
+    }
+    let iommufd = pairs.number("iommufd_fd")?;
+    if iommufd.is_some() == devices.is_empty() {
+        return Err(GrammarError::Whole("vfio_fds and iommufd_fd need each other".into()));
+    }
+    if let Some(fd) = iommufd {
+        descriptors.push(descriptor::inherited("iommufd_fd", fd)?);
+    }
+    Ok((!devices.is_empty()).then_some(devices))
+}
+
+/// Memory zones that come from another node of this host.
+///
+/// # Errors
+/// The value is no list of zones and nodes.
+pub(crate) fn zone_updates(pairs: &Pairs) -> Result<Vec<ZoneUpdate>, GrammarError> {
+    let moved = pairs.single_tuples("zone_updates")?.unwrap_or_default();
+    Ok(moved.into_iter().map(|(id, host_numa_node)| ZoneUpdate { id, host_numa_node }).collect())
 }
 
 #[cfg(test)]

@@ -3,13 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use api_client::wire::{
-    MemoryMode, ReceiveMigrationData, RestoredVfioConfig, SendMigrationData, TimeoutStrategy, ZoneUpdate,
-};
+use api_client::wire::{MemoryMode, ReceiveMigrationData, SendMigrationData, TimeoutStrategy};
 
 use crate::options::{
-    descriptor,
     grammar::{GrammarError, Keys, Pairs},
+    restore::{vfio_descriptors, zone_updates},
 };
 
 /// Keys of `send-migration`.
@@ -72,28 +70,13 @@ pub(super) fn send(text: &str) -> Result<SendMigrationData, GrammarError> {
 pub(super) fn receive(text: &str) -> Result<(ReceiveMigrationData, Vec<Arc<OwnedFd>>), GrammarError> {
     let pairs = Pairs::parse(text, RECEIVE_KEYS)?;
     let mut descriptors = Vec::new();
-    let mut vfios = Vec::new();
-    for (id, fd) in pairs.single_tuples("vfio_fds")?.unwrap_or_default() {
-        vfios.push(RestoredVfioConfig { id });
-        descriptors.push(descriptor::inherited("vfio_fds", fd)?);
-    }
-    let iommufd = pairs.number("iommufd_fd")?;
-    if iommufd.is_some() == vfios.is_empty() {
-        return Err(GrammarError::Whole("vfio_fds and iommufd_fd need each other".into()));
-    }
-    if let Some(fd) = iommufd {
-        descriptors.push(descriptor::inherited("iommufd_fd", fd)?);
-    }
-    let moved = pairs.single_tuples("zone_updates")?.unwrap_or_default();
+    let vfio_fds = vfio_descriptors(&pairs, &mut descriptors)?;
     let said = ReceiveMigrationData {
         receiver_url: pairs.required("receiver_url")?,
         tls_dir: pairs.path("tls_dir"),
         memory_mode: pairs.word("memory_mode", &MODES)?.unwrap_or_default(),
-        vfio_fds: (!vfios.is_empty()).then_some(vfios),
-        zone_updates: moved
-            .into_iter()
-            .map(|(id, host_numa_node)| ZoneUpdate { id, host_numa_node })
-            .collect(),
+        vfio_fds,
+        zone_updates: zone_updates(&pairs)?,
     };
     check_keys(said.tls_dir.as_deref(), "server")?;
     Ok((said, descriptors))
