@@ -113,9 +113,11 @@ impl Program {
     }
 
     pub(super) fn dirty_state(&mut self) {
-        let running = smp::indices().filter(|index| jobs::is_busy(*index) && jobs::is_dirty(*index)).count();
+        let workers = || smp::indices().filter(|index| jobs::is_dirty(*index));
+        let running = workers().filter(|index| jobs::is_busy(*index)).count();
         let written: u64 = smp::indices().map(jobs::pages_written).sum();
-        say!(self.reply, " running={running} pages={written}");
+        let least = workers().map(jobs::pages_written).min().unwrap_or(0);
+        say!(self.reply, " running={running} pages={written} least={least}");
     }
 
     /// `dirty-check`: stops, and checks that every page holds what was last written to it.
