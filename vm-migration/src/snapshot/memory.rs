@@ -1,5 +1,7 @@
 //! The table of guest memory: which zone is where in the file, and a checksum for each chunk.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// Bytes of guest memory that one checksum covers, and that are brought in at once where memory is paged
@@ -31,6 +33,15 @@ pub struct ZoneContent {
     /// Where it begins in the memory file, a multiple of the chunk size; none for a zone whose own file
     /// keeps its content.
     pub offset: Option<u64>,
+}
+
+impl ZoneContent {
+    /// The chunks of the memory file, by number, that have its content; none if its own file keeps it.
+    pub fn chunks(&self, chunk_size: u64) -> Option<Range<u64>> {
+        let offset = self.offset?;
+        let first = offset.checked_div(chunk_size)?;
+        Some(first..offset.saturating_add(self.size).div_ceil(chunk_size))
+    }
 }
 
 impl MemoryTable {

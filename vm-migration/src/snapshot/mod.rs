@@ -12,13 +12,14 @@
 //! ([`SnapshotWriter`]) is all or nothing: the files are made in a directory of their own, synced, moved
 //! into place, the manifest last, and the directory synced.
 //!
-//! What is absent: what a section or a configuration means, and guest memory itself, which `vmm` reads
-//! and writes chunk by chunk against the [`MemoryTable`].
+//! What is absent: what a section or a configuration means, and guest memory itself, which `vmm` writes
+//! chunk by chunk, with a [`MemoryTable`] of what is where, and reads through [`SavedMemory`].
 
 mod error;
 mod manifest;
 mod memory;
 mod read;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -28,6 +29,7 @@ pub use self::{
     manifest::{FORMAT, FileDigest, Manifest, SectionDigest},
     memory::{CHUNK_SIZE, ChunkDigests, MemoryTable, ZoneContent},
     read::Snapshot,
+    saved::{ChunkError, SavedMemory},
     write::SnapshotWriter,
 };
 

@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, STATE, SectionDigest, SnapshotError};
+use super::{
+    CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, STATE, SavedMemory, SectionDigest, SnapshotError,
+};
 use crate::state::{LoadError, Section};
 
 /// Longest file that is read into memory, in bytes: no VM's state comes near.
@@ -74,11 +76,11 @@ impl Snapshot {
         self.sections
     }
 
-    /// The memory file, which is as long as it must be.
+    /// The memory, in a file that is as long as it must be.
     ///
     /// # Errors
     /// It cannot be opened, or has another length.
-    pub fn open_memory(&self) -> Result<File, SnapshotError> {
+    pub fn open_memory(&self) -> Result<SavedMemory, SnapshotError> {
         let path = self.directory.join(MEMORY);
         let failed = |operation| {
             move |source| SnapshotError::File { operation, path: self.directory.join(MEMORY), source }
@@ -89,7 +91,7 @@ impl Snapshot {
         if !metadata.is_file() || found != expected {
             return Err(SnapshotError::Length { path, found, expected });
         }
-        Ok(file)
+        Ok(SavedMemory::new(self.manifest.memory.clone(), file, path))
     }
 }
 

@@ -77,7 +77,7 @@ fn what_was_written_is_read() {
     assert_eq!(snapshot.section("b").unwrap().kind, "none");
     assert!(matches!(snapshot.section("c"), Err(LoadError::Missing { .. })));
     assert_eq!(snapshot.manifest.memory, table());
-    assert_eq!(snapshot.open_memory().unwrap().metadata().unwrap().len(), 5 * CHUNK_SIZE);
+    assert_eq!(snapshot.open_memory().unwrap().file().metadata().unwrap().len(), 5 * CHUNK_SIZE);
     let names: Vec<_> =
         fs::read_dir(target.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 4, "{names:?}");

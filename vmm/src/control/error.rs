@@ -2,6 +2,7 @@
 
 use api_client::wire::VmState;
 use thiserror::Error;
+use vm_migration::snapshot::ChunkError;
 
 use crate::{
     config::{ConfigError, ErrorClass},
@@ -206,7 +207,9 @@ impl CommandError {
             Self::Url(_) => "snapshot-url",
             Self::Save(_) => "snapshot-failed",
             Self::Restore(RestoreError::Snapshot(_) | RestoreError::Form { .. }) => "snapshot-unusable",
-            Self::Restore(RestoreError::Content(ContentError::Damaged { .. })) => "snapshot-unusable",
+            Self::Restore(RestoreError::Content(ContentError::Saved(ChunkError::Damaged { .. }))) => {
+                "snapshot-unusable"
+            }
             Self::Restore(RestoreError::Edited(_)) => "config-edited",
             Self::Restore(RestoreError::Override(_)) => "override-invalid",
             Self::Restore(_) => "restore-failed",

@@ -9,11 +9,11 @@ pub mod content;
 pub mod demand;
 mod mapping;
 
-use std::{collections::BTreeMap, fs::File, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use address_manager::{Owner, Slot, SlotFlags, SlotRole, Wired};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
-use vm_migration::snapshot::MemoryTable;
+use vm_migration::snapshot::SavedMemory;
 
 pub use self::backing::{Backing, BackingError};
 use self::{
@@ -41,22 +41,21 @@ impl GuestMemory {
     }
 
     /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
-    /// yet. `file` is the snapshot's memory file, described by `table`.
+    /// yet.
     ///
     /// # Errors
     /// The host refuses; the error names the zone, the size and the cause.
     pub fn map_restored(
         zones: &[MemoryZoneConfig],
         plan: &RestorePlan,
-        table: &MemoryTable,
-        file: &Arc<File>,
+        saved: &SavedMemory,
     ) -> Result<Self, BackingError> {
         let mapped = zones.iter().map(|zone| {
             let backing = Backing::of(zone);
-            let offset = table.zone(&zone.id).and_then(|content| content.offset);
+            let offset = saved.table().zone(&zone.id).and_then(|content| content.offset);
             let mapping = match (plan.mode(&zone.id), offset) {
                 (Some(MemoryMode::Cow), Some(offset)) => {
-                    backing.map_over(FileOffset::from_arc(Arc::clone(file), offset))?
+                    backing.map_over(FileOffset::from_arc(Arc::clone(saved.file()), offset))?
                 }
                 (Some(MemoryMode::Kept), _) => backing.map()?,
                 _ => backing.map_fresh()?,
@@ -80,7 +79,9 @@ impl GuestMemory {
             .zones
             .iter()
             .filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::OnDemand))
-            .filter_map(|(zone, mapping)| Some((Arc::clone(mapping), source.table.zone(zone)?.offset?)))
+            .filter_map(|(zone, mapping)| {
+                Some((Arc::clone(mapping), source.saved.table().zone(zone)?.offset?))
+            })
             .collect();
         if !zones.is_empty() {
             self.pager = Some(Pager::start(zones, source, on_failure).map_err(BackingError::Pager)?);

@@ -3,7 +3,6 @@
 
 use hypervisor::x86_64::CpuidEntry;
 use serde::Serialize;
-use vm_migration::snapshot::MEMORY;
 
 use super::{
     RestoreError, Verify,
@@ -53,10 +52,10 @@ impl Opened {
         let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
         Machine::check_restore(&config, host, &layout, &cpu)?;
         let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
-        let file = snapshot.open_memory()?;
+        let saved = snapshot.open_memory()?;
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
-            content::verify(&manifest.memory, &file, &request.source.join(MEMORY), true)?;
+            content::verify(&saved, true)?;
         }
         resources(&config)?;
         let memory_bytes = plan.bytes_to_read(&manifest.memory);

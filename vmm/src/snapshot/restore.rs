@@ -1,6 +1,6 @@
 //! A directory into a machine: everything is checked before anything is built.
 
-use std::{fmt, fs::File, io, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
 
 use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
@@ -8,7 +8,7 @@ use hypervisor::x86_64::CpuidEntry;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use thiserror::Error;
-use vm_migration::snapshot::{MANIFEST, MEMORY, Snapshot, SnapshotError};
+use vm_migration::snapshot::{MANIFEST, SavedMemory, Snapshot, SnapshotError};
 
 use super::{EditError, OverrideError, RestoreReport, edits::edits, overrides};
 use crate::{
@@ -187,10 +187,9 @@ impl Opened {
         let layout: Layout = read("the layout", &manifest.layout)?;
         let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
         let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
-        let file = Arc::new(snapshot.open_memory()?);
-        let memory = phases.time("memory", || {
-            bring_back(&request, &config, &plan, &snapshot, &file, progress, on_memory_failure)
-        })?;
+        let saved = Arc::new(snapshot.open_memory()?);
+        let memory = phases
+            .time("memory", || bring_back(&request, &config, &plan, &saved, progress, on_memory_failure))?;
         let (memory, verified, memory_bytes) = memory;
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
@@ -224,29 +223,25 @@ fn bring_back(
     request: &Request,
     config: &VmConfig,
     plan: &RestorePlan,
-    snapshot: &Snapshot,
-    file: &Arc<File>,
+    saved: &Arc<SavedMemory>,
     progress: &Progress,
     on_failure: OnFailure,
 ) -> Result<(GuestMemory, Verify, u64), RestoreError> {
-    let table = &snapshot.manifest.memory;
-    let path = request.source.join(MEMORY);
     let copied = |zone: &str| plan.mode(zone) == Some(MemoryMode::Copy);
     let all_copied = plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy);
     let default = if all_copied { Verify::Full } else { Verify::State };
     let verify = request.verify.unwrap_or(default);
-    let bytes = plan.bytes_to_read(table);
+    let bytes = plan.bytes_to_read(saved.table());
     progress.phase("memory", Some(bytes));
     if verify == Verify::Full {
         // What is copied is checked on its way.
-        content::verify(table, file, &path, !all_copied)?;
+        content::verify(saved, !all_copied)?;
     }
-    let mut memory = GuestMemory::map_restored(&config.memory, plan, table, file)?;
-    let (table_of, file_of) = (table.clone(), Arc::clone(file));
+    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved)?;
     let check = verify != Verify::Off;
-    memory.page_in(plan, Source { file: file_of, path: path.clone(), table: table_of, check }, on_failure)?;
+    memory.page_in(plan, Source { saved: Arc::clone(saved), check }, on_failure)?;
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
-    content::load(&to_copy, table, file, &path, verify != Verify::Off, progress)?;
+    content::load(&to_copy, saved, check, progress)?;
     Ok((memory, verify, bytes))
 }
 

@@ -17,6 +17,7 @@ mod touched;
 use std::{io, path::PathBuf};
 
 use thiserror::Error;
+use vm_migration::snapshot::ChunkError;
 
 pub use self::{
     load::{load, verify},
@@ -40,10 +41,10 @@ pub enum ContentError {
         #[source]
         source: io::Error,
     },
-    /// The memory file cannot be read or written.
+    /// Something cannot be done with the memory file.
     #[error("cannot {operation} {} at {offset:#x}", .path.display())]
     File {
-        /// Read or write.
+        /// Write, examine, page in.
         operation: &'static str,
         /// The memory file.
         path: PathBuf,
@@ -53,21 +54,9 @@ pub enum ContentError {
         #[source]
         source: io::Error,
     },
-    /// Content does not match its checksum.
-    #[error(
-        "{}: memory at {offset:#x} is damaged: checksum {found:#010x}, expected {expected:#010x}",
-        .path.display()
-    )]
-    Damaged {
-        /// The memory file.
-        path: PathBuf,
-        /// Where in it, in bytes.
-        offset: u64,
-        /// Checksum of what is there.
-        found: u32,
-        /// Checksum of what was saved.
-        expected: u32,
-    },
+    /// Saved memory cannot be read, or is not what was saved.
+    #[error(transparent)]
+    Saved(#[from] ChunkError),
     /// Somebody asked for it to be given up.
     #[error("given up, as was asked for")]
     Cancelled,

@@ -128,8 +128,7 @@ impl RestorePlan {
         let size = table.chunk_size;
         let copied = self.zones.iter().filter(|zone| zone.mode == MemoryMode::Copy);
         let chunks = copied.filter_map(|zone| {
-            let content = table.zone(&zone.zone)?;
-            let chunks = content.offset? / size..content.offset?.saturating_add(content.size).div_ceil(size);
+            let chunks = table.zone(&zone.zone)?.chunks(size)?;
             Some(table.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)).count() as u64)
         });
         chunks.fold(0, |sum, chunks| sum.saturating_add(chunks.saturating_mul(size)))

@@ -1,14 +1,14 @@
 //! Content that was saved comes back, and damage is found.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use vm_memory::{MmapRegion, VolatileMemory};
-use vm_migration::snapshot::{CHUNK_SIZE, MemoryTable};
+use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryTable, SavedMemory};
 
 use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
 use crate::{config::MemoryZoneConfig, memory::GuestMemory};
@@ -44,8 +44,7 @@ fn read(mapping: &MmapRegion, at: u64) -> u8 {
 /// Two zones, the second of which does not end with a chunk, and a few written pages.
 struct Saved {
     zones: Vec<MemoryZoneConfig>,
-    table: MemoryTable,
-    file: Arc<File>,
+    memory: SavedMemory,
     stored: u64,
 }
 
@@ -73,17 +72,17 @@ fn saved(shared: bool) -> Saved {
     write(&memory[0].1, 20 * CHUNK_SIZE, 0);
     let sizes = zones.iter().map(|zone| (zone.id.as_str(), zone.size, true));
     let mut table = MemoryTable::new(sizes).unwrap();
-    let file = Arc::new(tempfile::tempfile().unwrap());
+    let file = tempfile::tempfile().unwrap();
     let stored = save(&memory, &mut table, &file, &path(), &()).unwrap();
-    Saved { zones, table, file, stored }
+    Saved { zones, memory: SavedMemory::new(table, file, path()), stored }
 }
 
 fn restored(saved: &Saved, mode: Option<MemoryMode>) -> Vec<(String, Arc<MmapRegion>)> {
-    let plan = RestorePlan::new(&saved.zones, &saved.table, mode).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
+    let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap().zones();
     let copied: Vec<_> =
         memory.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy)).cloned().collect();
-    load(&copied, &saved.table, &saved.file, &path(), true, &()).unwrap();
+    load(&copied, &saved.memory, true, &()).unwrap();
     memory
 }
 
@@ -92,10 +91,10 @@ fn only_what_is_not_zero_is_stored() {
     for shared in [false, true] {
         let saved = saved(shared);
         assert_eq!(saved.stored, PLACES.len() as u64 * PAGE);
-        assert_eq!(saved.table.chunks.count(), 5);
-        assert_eq!(saved.file.metadata().unwrap().len(), 67 * CHUNK_SIZE);
-        assert!(saved.file.metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
-        verify(&saved.table, &saved.file, &path(), true).unwrap();
+        assert_eq!(saved.memory.table().chunks.count(), 5);
+        assert_eq!(saved.memory.file().metadata().unwrap().len(), 67 * CHUNK_SIZE);
+        assert!(saved.memory.file().metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
+        verify(&saved.memory, true).unwrap();
     }
 }
 
@@ -111,8 +110,8 @@ fn every_mode_brings_it_back() {
         assert_eq!(read(&memory[1].1, 0), 0);
         // A machine that goes on leaves the snapshot as it is, and can be saved again.
         write(&memory[1].1, 0, 9);
-        verify(&saved.table, &saved.file, &path(), true).unwrap();
-        let mut table = saved.table.clone();
+        verify(&saved.memory, true).unwrap();
+        let mut table = saved.memory.table().clone();
         let again = tempfile::tempfile().unwrap();
         let stored = save(&memory, &mut table, &again, &path(), &()).unwrap();
         assert_eq!(stored, saved.stored + PAGE, "{mode:?}");
@@ -122,9 +121,9 @@ fn every_mode_brings_it_back() {
 #[test]
 fn zones_get_what_they_can_have() {
     let saved = saved(true);
-    let plan = RestorePlan::new(&saved.zones, &saved.table, None).unwrap();
+    let plan = RestorePlan::new(&saved.zones, saved.memory.table(), None).unwrap();
     assert!(plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy && zone.why.is_some()));
-    let refused = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Cow)).unwrap_err();
+    let refused = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Cow)).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "memory mode cow: memory zone a is shared, and what other processes touch cannot be brought in"
@@ -138,8 +137,9 @@ fn zones_get_what_they_can_have() {
 #[test]
 fn zones_that_differ_are_refused() {
     let saved = saved(false);
-    let refused =
-        |zones: &[MemoryZoneConfig]| RestorePlan::new(zones, &saved.table, None).unwrap_err().to_string();
+    let refused = |zones: &[MemoryZoneConfig]| {
+        RestorePlan::new(zones, saved.memory.table(), None).unwrap_err().to_string()
+    };
     assert!(refused(&saved.zones[..1]).contains("b: is in the snapshot, and not configured"));
     let mut more = saved.zones.clone();
     more.push(zone("c", PAGE));
@@ -166,13 +166,13 @@ fn a_zones_own_file_keeps_its_content() {
     // Many machines from one template: each maps the file privately.
     let mut private = zones.clone();
     private[0].shared = false;
-    let saved = Saved { zones: private, table, file: Arc::new(file), stored: 0 };
+    let saved = Saved { zones: private, memory: SavedMemory::new(table, file, path()), stored: 0 };
     let memory = restored(&saved, None);
     assert_eq!(read(&memory[0].1, PAGE), 7);
     write(&memory[0].1, PAGE, 8);
     let mut missing = saved.zones.clone();
     missing[0].file = None;
-    let refused = RestorePlan::new(&missing, &saved.table, None).unwrap_err().to_string();
+    let refused = RestorePlan::new(&missing, saved.memory.table(), None).unwrap_err().to_string();
     assert!(refused.contains("left in its own file"), "{refused}");
 }
 
@@ -181,24 +181,24 @@ fn damage_is_found_before_it_is_used() {
     let saved = saved(false);
     let damage = |at: u64| {
         let mut byte = [0];
-        saved.file.read_exact_at(&mut byte, at).unwrap();
-        saved.file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        saved.memory.file().read_exact_at(&mut byte, at).unwrap();
+        saved.memory.file().write_all_at(&[byte[0] ^ 0x10], at).unwrap();
     };
-    let check = || verify(&saved.table, &saved.file, &path(), true);
+    let check = || verify(&saved.memory, true);
     // In what was stored, and in what was not.
     for at in [3, CHUNK_SIZE - 1, 40 * CHUNK_SIZE + 5, 10 * CHUNK_SIZE, 66 * CHUNK_SIZE + 4 * PAGE] {
         damage(at);
         let error = check().unwrap_err();
         assert!(
-            matches!(error, ContentError::Damaged { offset, .. } if offset == at / CHUNK_SIZE * CHUNK_SIZE)
+            matches!(error, ContentError::Saved(ChunkError::Damaged { offset, .. }) if offset == at / CHUNK_SIZE * CHUNK_SIZE)
         );
         damage(at);
         check().unwrap();
     }
     damage(40 * CHUNK_SIZE + 5);
-    let plan = RestorePlan::new(&saved.zones, &saved.table, Some(MemoryMode::Copy)).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.table, &saved.file).unwrap().zones();
-    let error = load(&memory, &saved.table, &saved.file, &path(), true, &()).unwrap_err();
+    let plan = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Copy)).unwrap();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap().zones();
+    let error = load(&memory, &saved.memory, true, &()).unwrap_err();
     assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
 }
 
@@ -207,10 +207,10 @@ fn files_that_cannot_be_written_or_read_are_named() {
     let saved = saved(false);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let memory = restored(&saved, None);
-    let mut table = saved.table.clone();
+    let mut table = saved.memory.table().clone();
     let error = save(&memory, &mut table, &full, Path::new("target/memory-ranges"), &());
     assert!(error.unwrap_err().to_string().contains("cannot write target/memory-ranges"));
-    let short = tempfile::tempfile().unwrap();
-    let error = load(&memory, &saved.table, &short, &path(), true, &()).unwrap_err();
-    assert!(matches!(error, ContentError::File { operation: "read", .. }));
+    let short = SavedMemory::new(saved.memory.table().clone(), tempfile::tempfile().unwrap(), path());
+    let error = load(&memory, &short, true, &()).unwrap_err();
+    assert!(matches!(error, ContentError::Saved(ChunkError::Read { .. })));
 }

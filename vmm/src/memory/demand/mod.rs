@@ -8,11 +8,8 @@
 mod uffd;
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    os::unix::fs::FileExt,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
@@ -22,7 +19,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::MmapRegion;
-use vm_migration::snapshot::MemoryTable;
+use vm_migration::snapshot::SavedMemory;
 
 use self::uffd::Userfaultfd;
 use super::content::{ContentError, Tally};
@@ -50,12 +47,8 @@ pub type OnFailure = Box<dyn Fn(&ContentError) + Send + Sync>;
 
 /// What the pages come out of.
 pub struct Source {
-    /// The snapshot's memory file.
-    pub file: Arc<File>,
-    /// Its path, for errors.
-    pub path: PathBuf,
-    /// What is where in it.
-    pub table: MemoryTable,
+    /// The snapshot's memory.
+    pub saved: Arc<SavedMemory>,
     /// Whether chunks are checked.
     pub check: bool,
 }
@@ -89,7 +82,7 @@ impl Pager {
         on_failure: OnFailure,
     ) -> io::Result<Self> {
         let uffd = Userfaultfd::open()?;
-        let chunk = source.table.chunk_size;
+        let chunk = source.saved.table().chunk_size;
         let zones = zones.into_iter().map(|(mapping, offset)| {
             let (start, size) = (mapping.as_ptr() as u64, mapping.size() as u64);
             uffd.register(start, size)?;
@@ -166,7 +159,7 @@ impl Pager {
     pub fn bring_in(&self, mapping: &MmapRegion, offset: u64, size: u64) -> Result<(), ContentError> {
         let start = mapping.as_ptr() as u64;
         let Some(zone) = self.shared.zones.iter().find(|zone| zone.start == start) else { return Ok(()) };
-        let chunk = self.shared.source.table.chunk_size;
+        let chunk = self.shared.source.saved.table().chunk_size;
         let mut buffer = self.shared.buffer();
         for number in offset / chunk..offset.saturating_add(size).div_ceil(chunk) {
             let Ok(number) = usize::try_from(number) else { return Ok(()) };
@@ -183,7 +176,7 @@ impl Pager {
 
 impl Shared {
     fn buffer(&self) -> Vec<u8> {
-        vec![0; usize::try_from(self.source.table.chunk_size).unwrap_or(0)]
+        vec![0; self.source.saved.chunk_length()]
     }
 
     fn serve(&self) {
@@ -215,7 +208,7 @@ impl Shared {
 
     /// Answers a fault, unless that cannot be: then whoever has it waits for ever, and the owner is told.
     fn resolve(&self, address: u64, buffer: &mut [u8]) {
-        let size = self.source.table.chunk_size;
+        let size = self.source.saved.table().chunk_size;
         let zone = self.zones.iter().find(|zone| address.wrapping_sub(zone.start) < zone.size);
         let Some(zone) = zone else { return };
         let within = address - zone.start;
@@ -249,30 +242,24 @@ impl Shared {
     }
 
     fn put(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
-        let Source { file, path, table, check } = &self.source;
-        let size = table.chunk_size;
+        let Source { saved, check } = &self.source;
+        let size = saved.table().chunk_size;
         let within = chunk as u64 * size;
         let len = size.min(zone.size - within);
         let offset = zone.offset + within;
-        let failed =
-            |operation| move |source| ContentError::File { operation, path: path.clone(), offset, source };
-        let put = match table.chunks.get(offset / size) {
-            None => {
-                self.brought.fetch_add(len, Ordering::Relaxed);
-                self.uffd.zero(zone.start + within, len)
-            }
-            Some(expected) => {
-                file.read_exact_at(buffer, offset).map_err(failed("read"))?;
-                let found = if *check { crc32c::crc32c(buffer) } else { expected };
-                if found != expected {
-                    return Err(ContentError::Damaged { path: path.clone(), offset, found, expected });
-                }
-                self.brought.fetch_add(len, Ordering::Relaxed);
-                let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
-                self.uffd.copy(zone.start + within, buffer.get(..len).unwrap_or_default())
-            }
+        let zero = saved.table().chunks.get(offset / size).is_none();
+        if !zero {
+            saved.read_chunk(offset / size, buffer, *check)?;
+        }
+        self.brought.fetch_add(len, Ordering::Relaxed);
+        let put = if zero {
+            self.uffd.zero(zone.start + within, len)
+        } else {
+            let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
+            self.uffd.copy(zone.start + within, buffer.get(..len).unwrap_or_default())
         };
-        put.map_err(failed("page in"))
+        let (operation, path) = ("page in", saved.path().to_owned());
+        put.map_err(|source| ContentError::File { operation, path, offset, source })
     }
 
     fn fail(&self, error: &ContentError) {
@@ -283,9 +270,9 @@ impl Shared {
 
     /// The zone and the number in it of a chunk of the file.
     fn at_file_chunk(&self, number: u64) -> Option<(&Zone, usize)> {
-        let at = number.checked_mul(self.source.table.chunk_size)?;
+        let at = number.checked_mul(self.source.saved.table().chunk_size)?;
         let zone = self.zones.iter().find(|zone| at.wrapping_sub(zone.offset) < zone.size)?;
-        let chunk = usize::try_from((at - zone.offset) / self.source.table.chunk_size).ok()?;
+        let chunk = usize::try_from((at - zone.offset) / self.source.saved.table().chunk_size).ok()?;
         Some((zone, chunk))
     }
 
@@ -326,7 +313,7 @@ impl std::fmt::Debug for Pager {
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Source({})", self.path.display())
+        write!(f, "Source({})", self.saved.path().display())
     }
 }
 

@@ -1,9 +1,9 @@
 //! What is touched is what was saved, and damage is never seen.
 
-use std::sync::mpsc;
+use std::{os::unix::fs::FileExt, sync::mpsc};
 
 use vm_memory::VolatileMemory;
-use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests};
+use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests, MemoryTable};
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn source() -> Source {
         digests.push((u64::from(chunk), crc32c::crc32c(&content)));
     }
     table.chunks = ChunkDigests::from_sorted(digests);
-    Source { file: Arc::new(file), path: "memory-ranges".into(), table, check: true }
+    Source { saved: Arc::new(SavedMemory::new(table, file, "memory-ranges".into())), check: true }
 }
 
 fn mapping() -> Arc<MmapRegion> {
@@ -78,8 +78,8 @@ fn the_rest_can_be_filled_and_a_part_fetched_before() {
 #[test]
 fn damage_is_told_and_not_put_there() {
     let source = source();
-    source.file.write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
-    let file = Arc::clone(&source.file);
+    source.saved.file().write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
+    let file = Arc::clone(source.saved.file());
     let (mapping, pager, failures) = start(source);
     assert_eq!(read(&mapping, 0), 1);
     std::thread::scope(|scope| {
