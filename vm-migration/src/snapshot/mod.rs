@@ -7,6 +7,8 @@
 //! | `memory-ranges` | guest memory, zone after zone, with holes where it is zero |
 //! | `manifest.json` | what the others must be: format, layout, sections, digests; written last |
 //!
+//! Beside them there may be a `working-set.json`: what a VM touched first after an earlier restore ([`WorkingSet`]).
+//!
 //! The manifest is what makes a directory a snapshot. It carries a checksum of everything else and one
 //! of itself ([`Manifest::root`]), so that damage is found before anything is built from it. Writing
 //! ([`SnapshotWriter`]) is all or nothing: the files are made in a directory of their own, synced, moved
@@ -22,6 +24,7 @@ mod read;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod working_set;
 mod write;
 
 pub use self::{
@@ -30,6 +33,7 @@ pub use self::{
     memory::{CHUNK_SIZE, ChunkDigests, MemoryTable, ZoneContent},
     read::Snapshot,
     saved::{ChunkError, SavedMemory},
+    working_set::{PageRun, WorkingSet, ZonePages},
     write::SnapshotWriter,
 };
 
@@ -41,3 +45,5 @@ pub const STATE: &str = "state.json";
 pub const MEMORY: &str = "memory-ranges";
 /// What the others must be.
 pub const MANIFEST: &str = "manifest.json";
+/// What was touched first after a restore; beside the snapshot, no part of it.
+pub const WORKING_SET: &str = "working-set.json";
