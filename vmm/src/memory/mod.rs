@@ -8,6 +8,7 @@ mod backing;
 pub mod content;
 pub mod demand;
 mod mapping;
+mod pagemap;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,0 +1,217 @@
+//! What the kernel says of the pages of a mapping: which are there, and which are the process's own.
+
+#![expect(unsafe_code, reason = "PAGEMAP_SCAN is an ioctl of its own")]
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+};
+
+use vm_memory::MmapRegion;
+
+use crate::config::PAGE_SIZE;
+
+/// Pages that follow one another and are of one kind: offsets from the start of the mapping in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Which.
+    pub range: Range<u64>,
+    /// Whether they are the process's own, as what was written in a private mapping of a file is. The others are the
+    /// file's.
+    pub own: bool,
+}
+
+/// `struct pm_scan_arg` (Linux, include/uapi/linux/fs.h).
+#[repr(C)]
+#[derive(Default)]
+struct ScanArguments {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// Regions that one call returns at most.
+const SCAN_LENGTH: usize = 512;
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = {
+    let size = size_of::<ScanArguments>() as libc::c_ulong;
+    3 << 30 | size << 16 | (b'f' as libc::c_ulong) << 8 | 16
+};
+
+/// The kernel's table of this process's pages.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// There is no `/proc`, or no descriptor left.
+    pub fn open() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// The pages of a part of `mapping`, on page boundaries, that are in memory or swapped out, in order.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn present(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
+        let size = mapping.size() as u64;
+        let part = part.start.min(size)..part.end.min(size);
+        match self.scan(mapping, part.clone()) {
+            // Before Linux 6.7 the file has no ioctl.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                self.entries(mapping, part)
+            }
+            pages => pages,
+        }
+    }
+
+    fn scan(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
+        let base = mapping.as_ptr() as u64;
+        let end = base.saturating_add(part.end);
+        let mut regions = [PageRegion::default(); SCAN_LENGTH];
+        let mut pages = Vec::new();
+        let mut start = base.saturating_add(part.start);
+        while start < end {
+            let mut arguments = ScanArguments {
+                size: size_of::<ScanArguments>() as u64,
+                start,
+                end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: SCAN_LENGTH as u64,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_FILE | PAGE_IS_SWAPPED,
+                ..ScanArguments::default()
+            };
+            // SAFETY: the argument has the layout that the kernel expects, and names an array of that many
+            // regions, which outlives the call; the kernel writes nothing else.
+            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            for region in regions.iter().take(count) {
+                let range = region.start.saturating_sub(base)..region.end.saturating_sub(base);
+                let own = region.categories & PAGE_IS_FILE == 0 || region.categories & PAGE_IS_SWAPPED != 0;
+                append(&mut pages, range, own);
+            }
+            if arguments.walk_end <= start {
+                break;
+            }
+            start = arguments.walk_end;
+        }
+        Ok(pages)
+    }
+
+    /// The same out of the entries of the file, eight bytes a page (Linux, admin-guide/mm/pagemap.rst).
+    fn entries(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const OF_FILE: u64 = 1 << 61;
+        let first = mapping.as_ptr() as u64 / PAGE_SIZE;
+        let last = part.end / PAGE_SIZE;
+        let mut pages = Vec::new();
+        let mut buffer = vec![0u8; 64 << 10];
+        let mut page = part.start / PAGE_SIZE;
+        while page < last {
+            let left = usize::try_from(last - page).unwrap_or(usize::MAX).saturating_mul(8);
+            let length = buffer.len().min(left);
+            let Some(wanted) = buffer.get_mut(..length) else { break };
+            self.0.read_exact_at(wanted, (first + page) * 8)?;
+            for entry in wanted.chunks_exact(8) {
+                let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+                if entry & (PRESENT | SWAPPED) != 0 {
+                    let at = page * PAGE_SIZE;
+                    append(&mut pages, at..at + PAGE_SIZE, entry & OF_FILE == 0 || entry & SWAPPED != 0);
+                }
+                page += 1;
+            }
+        }
+        Ok(pages)
+    }
+}
+
+/// Adds a range, as a part of the last if it goes on with it.
+fn append(pages: &mut Vec<Pages>, range: Range<u64>, own: bool) {
+    match pages.last_mut() {
+        Some(last) if last.range.end == range.start && last.own == own => last.range.end = range.end,
+        _ => pages.push(Pages { range, own }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{FileOffset, VolatileMemory};
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn write(mapping: &MmapRegion, page: usize) {
+        mapping.get_slice(page * PAGE, 8).unwrap().copy_from(&[1u8; 8]);
+    }
+
+    /// First page, the page after the last, and whether they are the process's own.
+    fn both_ways(mapping: &MmapRegion, part: Range<u64>) -> Vec<(u64, u64, bool)> {
+        let pagemap = Pagemap::open().unwrap();
+        let part = part.start..part.end.min(mapping.size() as u64);
+        let pages = pagemap.present(mapping, part.clone()).unwrap();
+        assert_eq!(pages, pagemap.entries(mapping, part).unwrap());
+        pages.iter().map(|run| (run.range.start / PAGE_SIZE, run.range.end / PAGE_SIZE, run.own)).collect()
+    }
+
+    #[test]
+    fn what_was_written_is_found_by_both_ways() {
+        let mapping = MmapRegion::new(64 * PAGE).unwrap();
+        [0, 1, 7, 63].into_iter().for_each(|page| write(&mapping, page));
+        assert_eq!(both_ways(&mapping, 0..u64::MAX), [(0, 2, true), (7, 8, true), (63, 64, true)]);
+        assert_eq!(both_ways(&mapping, 4096..8 * 4096), [(1, 2, true), (7, 8, true)]);
+    }
+
+    #[test]
+    fn what_was_read_of_a_file_is_told_from_what_was_written() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(256 << 12).unwrap();
+        let behind = FileOffset::new(file, 0);
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let mapping =
+            MmapRegion::<()>::build(Some(behind), 256 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags)
+                .unwrap();
+        assert!(both_ways(&mapping, 0..u64::MAX).is_empty());
+        mapping.get_slice(130 * PAGE, 8).unwrap().copy_to(&mut [0u8; 8]);
+        write(&mapping, 7);
+        let pages = both_ways(&mapping, 0..u64::MAX);
+        assert!(pages.contains(&(7, 8, true)), "{pages:?}");
+        assert_eq!(pages.iter().filter(|(.., own)| *own).count(), 1, "{pages:?}");
+        assert!(pages.iter().any(|(from, to, own)| !own && (*from..*to).contains(&130)), "{pages:?}");
+    }
+
+    #[test]
+    fn more_regions_than_one_call_returns() {
+        let mapping = MmapRegion::new(4096 * PAGE).unwrap();
+        (0..4096).step_by(2).for_each(|page| write(&mapping, page));
+        assert_eq!(both_ways(&mapping, 0..u64::MAX).len(), 2048);
+    }
+}
