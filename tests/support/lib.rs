@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cumulet;
+pub mod golden;
 pub mod guest;
 pub mod lab;
 pub mod monitor;

@@ -201,13 +201,15 @@ pub fn url(directory: &Path) -> String {
     format!("file://{}", directory.display())
 }
 
-fn lay(whole: &mut Value, said: &Value) {
+/// Lays the members of one object over another.
+pub(crate) fn lay(whole: &mut Value, said: &Value) {
     for (key, value) in said.as_object().expect("an object") {
         whole[key] = value.clone();
     }
 }
 
-fn serial_socket(directory: &Path) -> PathBuf {
+/// The socket of the serial port of a guest that lives in `directory`.
+pub(crate) fn serial_socket(directory: &Path) -> PathBuf {
     directory.join("serial")
 }
 

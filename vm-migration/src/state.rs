@@ -70,16 +70,26 @@ impl Section {
     /// # Errors
     /// The kind is another one, the version is newer or unknown, or a field does not fit.
     pub fn load<S: State>(&self) -> Result<S, LoadError> {
-        if self.kind != S::KIND {
-            return Err(LoadError::Kind { id: self.id.clone(), found: self.kind.clone(), expected: S::KIND });
-        }
-        if self.version > S::VERSION || self.version == 0 {
-            return Err(self.unknown_version::<S>(self.version));
-        }
+        self.check_kind(S::KIND, S::VERSION)?;
         if self.version < S::VERSION {
             return S::upgrade(self.version, self);
         }
         self.content()
+    }
+
+    /// Checks what it says of itself: that it is of that kind, and of no version after `newest`.
+    ///
+    /// # Errors
+    /// It is of another kind, or of a newer or unknown version.
+    pub fn check_kind(&self, kind: &'static str, newest: u32) -> Result<(), LoadError> {
+        if self.kind != kind {
+            let (id, found) = (self.id.clone(), self.kind.clone());
+            return Err(LoadError::Kind { id, found, expected: kind });
+        }
+        if self.version > newest || self.version == 0 {
+            return Err(LoadError::Version { id: self.id.clone(), kind, found: self.version, newest });
+        }
+        Ok(())
     }
 
     /// The content as some type, whatever kind and version say; for [`State::upgrade`].

@@ -72,6 +72,11 @@ impl Snapshot {
     }
 
     /// All sections, by id.
+    pub fn sections(&self) -> &BTreeMap<String, Section> {
+        &self.sections
+    }
+
+    /// All sections, by id.
     pub fn into_sections(self) -> BTreeMap<String, Section> {
         self.sections
     }

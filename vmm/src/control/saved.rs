@@ -88,7 +88,7 @@ impl Life {
 
     /// Finds out what a restore would do.
     fn rehearse(&self, restore: Restore) -> Outcome {
-        let rehearsal = open(restore)?.rehearse(&self.host)?;
+        let rehearsal = open(restore)?.check(&self.host, IdCounter::default())?.rehearse()?;
         Ok(Answer::Rehearsed(Box::new(rehearsal)))
     }
 
@@ -96,6 +96,7 @@ impl Life {
         let opened = open(restore)?;
         let (serial, console) =
             VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
+        let checked = opened.check(&self.host, IdCounter::default())?;
         for (seat, name, target) in
             [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)]
         {
@@ -111,7 +112,7 @@ impl Life {
             events.tell_with("vm", "memory-failed", &[("error", &error)]);
             requests.request(GuestRequest::Failed);
         });
-        Ok(opened.revive(&self.host, IdCounter::default(), job.progress(), on_memory_failure)?)
+        Ok(checked.revive(&self.host, job.progress(), on_memory_failure)?)
     }
 
     /// Tells everybody how it went.

@@ -18,6 +18,7 @@ pub mod payload;
 pub mod platform;
 mod processors;
 mod restore;
+mod sections;
 pub mod sinks;
 pub mod state;
 mod tables;

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use arch::x86_64::compat;
 use hypervisor::x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock};
+use vm_migration::Section;
 
 use super::{
     BuildError, Commits, Host, Machine, MachineState,
     builder::Prepared,
     clock::{ClockPolicy, Shift},
-    processors::{host_caps, vcpu_plans},
+    processors::{host_caps, irqchip_mode, vcpu_plans},
+    sections,
 };
 use crate::{
     config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel, phases::Phases,
@@ -28,8 +30,8 @@ pub struct Restored {
     pub memory: GuestMemory,
     /// Everything else.
     pub state: MachineState,
-    /// CPU identification that the guest was given.
-    pub cpu: Vec<CpuidEntry>,
+    /// CPU identification that this host can give, as [`check_restore`](Machine::check_restore) tells.
+    pub supported: Vec<CpuidEntry>,
     /// How often its wiring is reconfigured.
     pub commits: Commits,
     /// What its clocks show.
@@ -43,17 +45,19 @@ pub(super) struct SavedChips {
 }
 
 impl Machine {
-    /// Checks that this host can have a machine of a saved layout whose guest was given that CPU identification;
-    /// nothing is opened. Returns what CPU identification the host can give.
+    /// Checks that this host can have a machine of a saved layout whose guest was given that CPU identification, and
+    /// that there is a state for all of it; nothing is opened. Returns what CPU identification the host can give.
     ///
     /// # Errors
-    /// It cannot, or configuration and layout are of different machines.
+    /// It cannot, or configuration, layout and state are of different machines.
     pub fn check_restore(
         config: &VmConfig,
         host: &Host,
         layout: &Layout,
         cpu: &[CpuidEntry],
+        saved: &BTreeMap<String, Section>,
     ) -> Result<Vec<CpuidEntry>, BuildError> {
+        sections::check(saved, layout, irqchip_mode(host, layout))?;
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
         layout.check(config, &host_caps(host, &supported))?;
@@ -64,7 +68,7 @@ impl Machine {
         Ok(supported)
     }
 
-    /// Builds the machine of a saved state, in one commit. It is paused, where the saved one stood; its clocks
+    /// Builds the machine of a saved state that [`check_restore`](Self::check_restore) has seen, in one commit. It is paused, where the saved one stood; its clocks
     /// run from now on, from where `restored.clock` has them begin.
     ///
     /// # Errors
@@ -75,8 +79,7 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { layout, memory, state, cpu, commits, clock } = restored;
-        let supported = Self::check_restore(config, host, &layout, &cpu)?;
+        let Restored { layout, memory, state, supported, commits, clock } = restored;
         let prepared = phases.time("prepare", || Prepared::new(config, host, layout, memory, "restore"))?;
         let present = prepared.layout.vcpus.iter().filter(|vcpu| vcpu.present);
         let indices: Vec<u32> = present.map(|vcpu| vcpu.index).collect();

@@ -12,6 +12,8 @@ mod rehearsal;
 mod report;
 mod restore;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -22,7 +24,7 @@ pub use self::{
     overrides::OverrideError,
     rehearsal::Rehearsal,
     report::{RestoreReport, SaveReport},
-    restore::{Opened, Request, RestoreError, Revived, Verify},
+    restore::{Checked, Opened, Request, RestoreError, Revived, Verify},
     save::{SaveError, save},
 };
 

@@ -1,21 +1,16 @@
 //! A restore that is only tried: everything is read and checked that can be without building a machine, and
 //! nothing is made, changed or kept.
 
-use hypervisor::x86_64::CpuidEntry;
 use serde::Serialize;
 
-use super::{
-    RestoreError, Verify,
-    restore::{Opened, read},
-};
+use super::{RestoreError, Verify, restore::Checked};
 use crate::{
-    config::{MemoryZoneConfig, VmConfig, wire::IdCounter},
-    layout::Layout,
+    config::{MemoryZoneConfig, VmConfig},
     machine::{
-        BuildError, Host, Machine, MachineState,
+        BuildError, MachineState,
         attach::{self, probe},
     },
-    memory::content::{self, RestorePlan, ZoneMode},
+    memory::content::{self, ZoneMode},
 };
 
 /// What a restore would do.
@@ -39,26 +34,20 @@ pub struct Rehearsal {
     pub devices: Vec<String>,
 }
 
-impl Opened {
-    /// Tries the restore. What `said` was changed to in the meantime counts.
+impl Checked {
+    /// Tries the restore.
     ///
     /// # Errors
     /// What would keep it from succeeding, as far as that can be known.
-    pub fn rehearse(self, host: &Host) -> Result<Rehearsal, RestoreError> {
-        let Self { request, snapshot, edited, overridden, mut said, .. } = self;
-        let config = VmConfig::from_wire(&mut said, &mut IdCounter::default())?;
-        let manifest = &snapshot.manifest;
-        let layout: Layout = read("the layout", &manifest.layout)?;
-        let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
-        Machine::check_restore(&config, host, &layout, &cpu)?;
-        let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
+    pub fn rehearse(self) -> Result<Rehearsal, RestoreError> {
+        let Self { request, snapshot, edited, overridden, config, layout, plan, .. } = self;
         let saved = snapshot.open_memory()?;
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
             content::verify(&saved, true)?;
         }
         resources(&config)?;
-        let memory_bytes = plan.bytes_to_read(&manifest.memory);
+        let memory_bytes = plan.bytes_to_read(&snapshot.manifest.memory);
         MachineState::new(snapshot.into_sections()).check(&layout).map_err(BuildError::State)?;
         Ok(Rehearsal {
             directory: request.source,

@@ -119,13 +119,29 @@ pub enum RestoreError {
 /// A snapshot that has been read and checked; nothing has been built.
 #[derive(Debug)]
 pub struct Opened {
+    request: Request,
+    phases: Phases,
+    snapshot: Snapshot,
+    edited: Vec<String>,
+    overridden: Vec<String>,
+    /// The configuration, as clients know it.
+    pub said: wire::VmConfig,
+}
+
+/// A snapshot that this host can have, as far as that can be known without opening anything for it.
+#[derive(Debug)]
+pub struct Checked {
     pub(super) request: Request,
     phases: Phases,
     pub(super) snapshot: Snapshot,
     pub(super) edited: Vec<String>,
     pub(super) overridden: Vec<String>,
-    /// The configuration, as clients know it.
-    pub said: wire::VmConfig,
+    said: wire::VmConfig,
+    pub(super) config: VmConfig,
+    ids: IdCounter,
+    pub(super) layout: Layout,
+    supported: Vec<CpuidEntry>,
+    pub(super) plan: RestorePlan,
 }
 
 /// A machine that was restored, paused.
@@ -167,26 +183,55 @@ impl Opened {
         Ok(())
     }
 
-    /// Builds the machine. What `said` was changed to in the meantime counts.
+    /// Holds configuration, layout, state and the host's processors against each other. What `said` was changed to in
+    /// the meantime counts. Nothing is opened or made.
+    ///
+    /// # Errors
+    /// They are of different machines, there is a state of a newer version, or this host cannot run the guest.
+    pub fn check(self, host: &Host, mut ids: IdCounter) -> Result<Checked, RestoreError> {
+        let Self { request, mut phases, snapshot, edited, overridden, mut said } = self;
+        let checked = phases.time("check", || {
+            let config = VmConfig::from_wire(&mut said, &mut ids)?;
+            let manifest = &snapshot.manifest;
+            let layout: Layout = read("the layout", &manifest.layout)?;
+            let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
+            let supported = Machine::check_restore(&config, host, &layout, &cpu, snapshot.sections())?;
+            let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
+            Ok::<_, RestoreError>((config, layout, supported, plan))
+        });
+        let (config, layout, supported, plan) = checked?;
+        Ok(Checked {
+            request,
+            phases,
+            snapshot,
+            edited,
+            overridden,
+            said,
+            config,
+            ids,
+            layout,
+            supported,
+            plan,
+        })
+    }
+}
+
+impl Checked {
+    /// Builds the machine.
     ///
     /// # Errors
     /// See [`RestoreError`]; nothing is left of what was opened and made.
     pub fn revive(
         self,
         host: &Host,
-        mut ids: IdCounter,
         progress: &Progress,
         on_memory_failure: OnFailure,
     ) -> Result<Revived, RestoreError> {
-        let Self { request, mut phases, snapshot, edited, overridden, mut said } = self;
-        let mut config = VmConfig::from_wire(&mut said, &mut ids)?;
+        let Self { request, mut phases, snapshot, edited, overridden, said, .. } = self;
+        let Self { mut config, ids, layout, supported, plan, .. } = self;
         for zone in &mut config.memory {
             zone.prefault = request.prefault && request.memory != Some(MemoryMode::OnDemand);
         }
-        let manifest = &snapshot.manifest;
-        let layout: Layout = read("the layout", &manifest.layout)?;
-        let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
-        let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
         let saved = Arc::new(snapshot.open_memory()?);
         let memory = phases
             .time("memory", || bring_back(&request, &config, &plan, &saved, progress, on_memory_failure))?;
@@ -195,7 +240,7 @@ impl Opened {
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
         let restored =
-            Restored { layout, memory, state, cpu, commits: request.commits, clock: request.clock };
+            Restored { layout, memory, state, supported, commits: request.commits, clock: request.clock };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();
@@ -268,6 +313,6 @@ fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), R
     Ok((said, edited))
 }
 
-pub(super) fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
+fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
     serde_json::from_str(text.get()).map_err(|source| RestoreError::Form { what, source })
 }

@@ -3,6 +3,7 @@
 mod firmware;
 mod images;
 mod processors;
+mod sections;
 
 use std::{io::Write, path::Path, sync::Arc};
 

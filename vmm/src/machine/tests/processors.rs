@@ -83,11 +83,12 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
     drop(machine);
     let config = bench.config(wide());
     let state = sections.into_iter().map(|section| (section.id.clone(), section)).collect();
+    let supported = Machine::check_restore(&config, &bench.host, &layout, &cpu, &state).unwrap();
     let restored = Restored {
         layout,
         memory: GuestMemory::map(&config.memory).unwrap(),
         state: MachineState::new(state),
-        cpu,
+        supported,
         commits: Commits::Once,
         clock: ClockPolicy::Frozen,
     };

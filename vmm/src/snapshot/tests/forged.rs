@@ -1,0 +1,105 @@
+//! Snapshots whose checksums are right and whose content cannot be: each is refused by name, before anything is opened
+//! for it. The golden snapshot's disk and serial port are not where its configuration says, so whatever opens one of
+//! them first says that, and not what is wrong.
+
+use arch::x86_64::compat;
+use hypervisor::x86_64::CpuidEntry;
+use serde_json::json;
+
+use super::{
+    super::Verify,
+    golden::{Golden, Offering},
+};
+use crate::error::chain;
+
+/// Why it is refused where nothing of its host's is there.
+fn refusal(golden: &Golden) -> String {
+    chain(&golden.rehearse_on(&Offering::host(golden.cpu.clone())).unwrap_err())
+}
+
+#[test]
+fn it_is_one_that_can_be_restored_where_its_resources_are() {
+    let golden = Golden::unpacked();
+    let rehearsal = golden.rehearse(Verify::Full).unwrap();
+    assert_eq!((rehearsal.vcpus, rehearsal.edited), (2, vec![]));
+    assert_eq!(rehearsal.devices, ["__console", "_disk0", "__rng"]);
+    let said = refusal(&golden);
+    assert!(said.contains("__serial"), "{said}");
+}
+
+#[test]
+fn a_newer_format_is_refused_by_its_number_and_its_writer() {
+    let golden = Golden::unpacked();
+    golden.forge_manifest(|manifest| {
+        manifest["format"] = json!(1000);
+        manifest["program"] = json!("cumulet 9.0");
+        // Whatever else it may have.
+        manifest["colour"] = json!("red");
+    });
+    let said = refusal(&golden);
+    assert!(said.contains("snapshot format 1000 (written by cumulet 9.0)"), "{said}");
+}
+
+#[test]
+fn a_section_from_the_future_is_refused_by_name() {
+    let newest = {
+        let golden = Golden::unpacked();
+        let mut sections = Vec::new();
+        golden.forge_state(|state| sections.clone_from(state));
+        sections
+    };
+    assert_eq!(newest.len(), 17);
+    for (at, section) in newest.iter().enumerate() {
+        let golden = Golden::unpacked();
+        golden.forge_state(|state| state[at]["version"] = json!(section["version"].as_u64().unwrap() + 7));
+        let said = refusal(&golden);
+        let name = section["id"].as_str().unwrap();
+        assert!(said.contains(name) && said.contains("state has version"), "{name}: {said}");
+    }
+}
+
+#[test]
+fn sections_that_are_missing_twice_or_unknown_are_refused_by_name() {
+    let golden = Golden::unpacked();
+    golden.forge_state(|state| state.retain(|section| section["id"] != "_disk0"));
+    assert!(refusal(&golden).contains("_disk0: its state is missing"));
+
+    let golden = Golden::unpacked();
+    golden.forge_state(|state| {
+        let vcpu = state.iter().find(|section| section["id"] == "__vcpu1").unwrap().clone();
+        state.push(vcpu);
+    });
+    assert!(refusal(&golden).contains("state of __vcpu1: it is there twice"));
+
+    let golden = Golden::unpacked();
+    golden.forge_state(|state| {
+        let mut more = state.iter().find(|section| section["id"] == "__rtc_cmos").unwrap().clone();
+        more["id"] = json!("__flux");
+        state.push(more);
+    });
+    assert!(refusal(&golden).contains("state of __flux: the machine has nothing of that name"));
+
+    let golden = Golden::unpacked();
+    golden.forge_state(|state| {
+        state.iter_mut().find(|section| section["id"] == "__rng").unwrap()["kind"] = json!("clock");
+    });
+    assert!(refusal(&golden).contains("__rng: state is of kind \"clock\""));
+}
+
+#[test]
+fn what_the_hosts_processors_lack_is_refused_by_name() {
+    let golden = Golden::unpacked();
+    let without = |leaf: u32, change: fn(&mut CpuidEntry)| {
+        let mut offered = golden.cpu.clone();
+        offered.iter_mut().filter(|entry| entry.leaf == leaf && entry.subleaf == 0).for_each(change);
+        let names: Vec<String> =
+            compat::missing(&golden.cpu, &offered).iter().map(ToString::to_string).collect();
+        let said = chain(&golden.rehearse_on(&Offering::host(offered)).unwrap_err());
+        assert!(said.contains(&format!("lack what the guest uses: {}", names.join(", "))), "{said}");
+        said
+    };
+    assert!(without(1, |entry| entry.edx &= !(1 << 26)).ends_with(": sse2"));
+    assert!(without(1, |entry| entry.ecx &= !(1 << 13)).ends_with(": cx16"));
+    assert!(without(0x8000_0001, |entry| entry.edx &= !(1 << 20)).ends_with(": nx"));
+    assert!(without(0, |entry| entry.ebx ^= 1).contains("CPU vendor "));
+}

@@ -1,0 +1,149 @@
+//! The snapshot of format 1 that is kept in tests/golden, and the host that it is from.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use api_client::wire::RestoreOverride;
+use hypervisor::{
+    Capabilities, Hypervisor, HypervisorError, HypervisorKind, Vm, VmOptions, fake::FakeHypervisor,
+    x86_64::CpuidEntry,
+};
+use serde_json::{Value, json, value::RawValue};
+use tempfile::TempDir;
+use vm_migration::snapshot::{MANIFEST, STATE, Snapshot};
+
+use super::super::{Opened, Rehearsal, Request, RestoreError, Verify};
+use crate::{
+    config::wire::IdCounter,
+    machine::{ClockPolicy, Commits, Host},
+};
+
+/// A copy of it that a test may do anything to.
+pub(super) struct Golden {
+    place: TempDir,
+    /// CPU identification that its guest was given.
+    pub(super) cpu: Vec<CpuidEntry>,
+}
+
+impl Golden {
+    pub(super) fn unpacked() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/format-1/snapshot.tar.gz");
+        let tar = Command::new("tar").arg("-xzf").arg(packed).arg("-C").arg(place.path()).status().unwrap();
+        assert!(tar.success());
+        let snapshot = Snapshot::open(&place.path().join("snapshot"), true).unwrap();
+        let cpu = serde_json::from_str(snapshot.manifest.cpu.get()).unwrap();
+        Self { place, cpu }
+    }
+
+    pub(super) fn snapshot(&self) -> PathBuf {
+        self.place.path().join("snapshot")
+    }
+
+    pub(super) fn disk(&self) -> PathBuf {
+        self.place.path().join("disk")
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.snapshot().join(name)
+    }
+
+    /// What lets it live where it has been unpacked.
+    pub(super) fn overrides(&self) -> Vec<RestoreOverride> {
+        let serial = self.place.path().join("serial");
+        serde_json::from_value(json!([
+            { "id": "_disk0", "path": self.disk() },
+            { "id": "__serial", "mode": "Socket", "socket": serial },
+        ]))
+        .unwrap()
+    }
+
+    /// What a restore would come to, on a host of the kind that it is from.
+    pub(super) fn rehearse(&self, verify: Verify) -> Result<Rehearsal, RestoreError> {
+        let mut opened = Opened::open(self.request(verify))?;
+        opened.lay_over(&self.overrides())?;
+        opened.check(&Offering::host(self.cpu.clone()), IdCounter::default())?.rehearse()
+    }
+
+    /// What it would come to on a host on which nothing is at its place.
+    pub(super) fn rehearse_on(&self, host: &Host) -> Result<Rehearsal, RestoreError> {
+        Opened::open(self.request(Verify::Full))?.check(host, IdCounter::default())?.rehearse()
+    }
+
+    fn request(&self, verify: Verify) -> Request {
+        Request {
+            source: self.snapshot(),
+            memory: None,
+            verify: Some(verify),
+            prefault: false,
+            commits: Commits::Once,
+            new_generation: true,
+            clock: ClockPolicy::Frozen,
+        }
+    }
+
+    /// Changes the manifest; its checksum is right again afterwards.
+    pub(super) fn forge_manifest(&self, change: impl FnOnce(&mut Value)) {
+        let text = fs::read(self.file(MANIFEST)).unwrap();
+        let mut whole: Value = serde_json::from_slice(&text).unwrap();
+        change(&mut whole["manifest"]);
+        let text = whole["manifest"].to_string();
+        let root = crc32c::crc32c(text.as_bytes());
+        fs::write(self.file(MANIFEST), format!("{{\"root\":{root},\"manifest\":{text}}}")).unwrap();
+    }
+
+    /// Changes the list of sections; all checksums are right again afterwards.
+    pub(super) fn forge_state(&self, change: impl FnOnce(&mut Vec<Value>)) {
+        let mut sections: Vec<Value> = serde_json::from_slice(&fs::read(self.file(STATE)).unwrap()).unwrap();
+        change(&mut sections);
+        let text = serde_json::to_string(&sections).unwrap();
+        fs::write(self.file(STATE), &text).unwrap();
+        // As they are in the text, not as a reader might write them again.
+        let raw: Vec<Box<RawValue>> = serde_json::from_str(&text).unwrap();
+        let digests: Vec<Value> = (sections.iter().zip(&raw))
+            .map(|(section, raw)| {
+                let of: vm_migration::Section = serde_json::from_str(raw.get()).unwrap();
+                let crc32c = crc32c::crc32c(of.state.get().as_bytes());
+                json!({ "id": section["id"], "kind": section["kind"], "version": section["version"], "crc32c": crc32c })
+            })
+            .collect();
+        self.forge_manifest(|manifest| {
+            manifest["state"] = json!({ "size": text.len(), "crc32c": crc32c::crc32c(text.as_bytes()) });
+            manifest["sections"] = json!(digests);
+        });
+    }
+}
+
+/// A fake hypervisor whose processors can do what is given.
+pub(super) struct Offering {
+    inner: FakeHypervisor,
+    cpuid: Vec<CpuidEntry>,
+}
+
+impl Offering {
+    pub(super) fn host(cpuid: Vec<CpuidEntry>) -> Host {
+        Host::new(Arc::new(Self { inner: FakeHypervisor::new(), cpuid })).unwrap()
+    }
+}
+
+impl Hypervisor for Offering {
+    fn kind(&self) -> HypervisorKind {
+        self.inner.kind()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, HypervisorError> {
+        Ok(self.cpuid.clone())
+    }
+
+    fn create_vm(&self, _options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
+        panic!("a machine is made of what is only tried");
+    }
+}
