@@ -72,17 +72,24 @@ fn must_be_refused(golden: &Golden, name: &str, what: &str) {
     }
 }
 
+/// Which bits are flipped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bits {
+    All,
+    /// Those of pages that are not zero: most of memory is a hole.
+    Written,
+}
+
 /// Flips bits of a file, one at a time, and sees to it that all is as before afterwards.
-fn flip(golden: &Golden, name: &str, count: usize, mut judge: impl FnMut(&str)) {
+fn flip(golden: &Golden, name: &str, bits: Bits, count: usize, mut judge: impl FnMut(&str)) {
     let file = File::options().read(true).write(true).open(golden.file(name)).unwrap();
     let length = file.metadata().unwrap().len();
     let written = written(&file, length);
     let mut choices = Choices(SEED);
     for round in 0..count {
-        // Most of memory is a hole: every second bit is one of what is not.
-        let at = match round % 2 {
-            0 => choices.below(length),
-            _ => {
+        let at = match bits {
+            Bits::All => choices.below(length),
+            Bits::Written => {
                 let page = written[usize::try_from(choices.below(written.len() as u64)).unwrap()];
                 (page * PAGE + choices.below(PAGE)).min(length - 1)
             }
@@ -128,7 +135,7 @@ fn truncate(golden: &Golden, name: &str, count: usize) {
 
 fn flips_and_truncations_are_refused(name: &str) {
     let golden = Golden::unpacked();
-    flip(&golden, name, FLIPS, |what| must_be_refused(&golden, name, what));
+    flip(&golden, name, Bits::All, FLIPS, |what| must_be_refused(&golden, name, what));
     truncate(&golden, name, TRUNCATIONS);
 }
 
@@ -142,10 +149,19 @@ fn damage_to_the_state_is_refused() {
     flips_and_truncations_are_refused(STATE);
 }
 
-#[test]
-fn damage_to_memory_is_refused() {
+fn flips_of_memory_are_refused(bits: Bits) {
     let golden = Golden::unpacked();
-    flip(&golden, MEMORY, FLIPS, |what| must_be_refused(&golden, MEMORY, what));
+    flip(&golden, MEMORY, bits, FLIPS / 2, |what| must_be_refused(&golden, MEMORY, what));
+}
+
+#[test]
+fn damage_to_what_is_in_memory_is_refused() {
+    flips_of_memory_are_refused(Bits::Written);
+}
+
+#[test]
+fn damage_to_memory_that_is_mostly_holes_is_refused() {
+    flips_of_memory_are_refused(Bits::All);
 }
 
 #[test]
@@ -157,7 +173,7 @@ fn memory_that_ends_early_is_refused() {
 fn damage_to_the_configuration_is_refused_or_comes_to_nothing_or_is_reported() {
     let golden = Golden::unpacked();
     let (mut refused, mut equal, mut reported) = (0, 0, 0);
-    flip(&golden, CONFIG, FLIPS, |what| match outcome(&golden, Verify::State) {
+    flip(&golden, CONFIG, Bits::All, FLIPS, |what| match outcome(&golden, Verify::State) {
         Outcome::Refused(said) => {
             assert!(!said.is_empty(), "{what}");
             refused += 1;
