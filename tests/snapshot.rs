@@ -288,6 +288,10 @@ fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
     let since = |ticks: u64| Duration::from_millis(ticks / (hz / 1000));
     // A VM's counter begins at 0, but for a host that can only show its own.
     let own_counter = since(ticks) < begun.elapsed() + GAP;
+    if !own_counter {
+        // The lab's KVM can do better, and there this is a failure (tests/lab/payload/checks/own_tests.sh).
+        println!("this host shows its own counter to guests: only kvmclock is looked at");
+    }
     first.put("vm.pause", &Value::Null).expect("it can be paused");
     let paused = Instant::now();
     // What passes between the pause and the snapshot belongs to the gap, too.

@@ -20,7 +20,7 @@ sys.path.insert(0, HERE)
 # The sources are read from a work tree that may be read-only.
 sys.dont_write_bytecode = True
 
-from labkit import machine, session, steps  # noqa: E402
+from labkit import machine, own_tests, session, steps  # noqa: E402
 from labkit.cache import Cache, default_root  # noqa: E402
 from labkit.errors import LabError, log  # noqa: E402
 
@@ -82,6 +82,8 @@ def parser():
     r.add_argument("--qemu", metavar="PROGRAM", help="in the place of the cached QEMU")
     r.add_argument("--qemu-arg", action="append", default=[])
     r.add_argument("--snapshot", action="store_true", help="start from a saved L1, made on first use")
+    r.add_argument("--tests", action="append", default=[], metavar="PACKAGE",
+                   help="build this package's test programs, seen in /tests under their targets' names")
     r.add_argument("--alone", action="store_true", help="wait until no other --alone run is going on")
     r.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
     r.add_argument("--keep", action="store_true", help="keep L1's console log and job")
@@ -110,11 +112,17 @@ def run(cache, a):
             shares.append(machine.Share("/vmm", a.vmm))
         else:
             log(f"{a.vmm} is not there: /vmm will be missing")
+    environment = dict(pair(e, "--env") for e in a.env)
+    if a.tests:
+        tests = os.path.join(os.path.dirname(build_output()), "lab-tests")
+        own_tests.build(PROJECT, a.tests, tests)
+        shares.append(machine.Share("/tests", tests))
+        environment["PROJECT"] = PROJECT
     # A share of the caller takes the place of ours.
     shares = [s for s in shares if s.where not in {n.where for n in named}] + named
     l1 = machine.Machine(memory=a.mem, smp=a.smp, cpu=a.cpu, single=a.single, icount=a.icount, translation_mib=a.tb, iommu=a.iommu,
                          disks=tuple(a.disk), append=a.append, extra=tuple(a.qemu_arg), qemu=a.qemu)
-    job = session.Job(command=command, environment=dict(pair(e, "--env") for e in a.env), shares=shares, out=a.out,
+    job = session.Job(command=command, environment=environment, shares=shares, out=a.out,
                       payload=os.path.join(HERE, "payload"), timeout=a.timeout, snapshot=a.snapshot, keep=a.keep, stats=a.stats, verbose=a.verbose)
     with cache.in_use():
         artefacts = steps.prepare(cache, steps.defaults(a.full))

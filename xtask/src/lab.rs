@@ -3,7 +3,7 @@
 //! What the lab is and how it is built stands in `tests/lab`; here it is only called, and what it prints is
 //! counted.
 
-use std::{fs, process::ExitCode};
+use std::{env, fs, process::ExitCode};
 
 use crate::{
     install,
@@ -53,14 +53,18 @@ pub fn suites(workspace: &Workspace, tally: &mut Tally) {
         let text = fs::read_to_string(workspace.root.join(SUITES).join(&name)).unwrap_or_default();
         let (options, checks) = suite(&text);
         let lab = program(workspace).words("run --alone --stats");
+        // For machines that do other things at the same time; see payload/lib.sh.
+        let lab = env::var("PATIENCE")
+            .iter()
+            .fold(lab, |lab, times| lab.words("--env").arg(format!("PATIENCE={times}")));
         let lab = options.iter().fold(lab, |lab, options| lab.words(options)).words("-- /payload/run.sh");
         let lab = checks.iter().fold(lab, |lab, check| lab.arg(check));
         tally.tests(&name, || read_results(&lab.run(), &checks));
     }
 }
 
-/// The VMM that the lab sees at `/vmm`.
-fn build(workspace: &Workspace) -> Invocation {
+/// Builds the VMM that the lab sees at `/vmm`.
+pub fn build(workspace: &Workspace) -> Invocation {
     workspace.cargo().words("build --release --quiet -p cumulet")
 }
 
@@ -72,7 +76,8 @@ fn names_of_suites(workspace: &Workspace) -> Result<Vec<String>, String> {
     if names.is_empty() { Err(format!("{SUITES} holds no suite")) } else { Ok(names) }
 }
 
-fn program(workspace: &Workspace) -> Invocation {
+/// The lab's own program.
+pub fn program(workspace: &Workspace) -> Invocation {
     workspace.program("python3").arg(PROGRAM)
 }
 
