@@ -19,3 +19,18 @@ fn distribution() {
 fn firmware() {
     Suite::named("firmware").run().assert_passed();
 }
+
+#[test]
+fn own_tests() {
+    Suite::named("own_tests").run().assert_passed();
+}
+
+#[test]
+fn restore() {
+    Suite::named("restore").run().assert_passed();
+}
+
+#[test]
+fn generations() {
+    Suite::named("generations").run().assert_passed();
+}

@@ -41,3 +41,20 @@ check_firmware() { # CLOUDHV.fd, systemd-boot, Debian; wants `lab.py run --icoun
   spawn a -- --firmware "$ART/CLOUDHV.fd" --disk "path=$W/f.raw" --memory size=1G --serial "file=$W/a.log" --console off
   up a 390 'login:'
 }
+check_restore_firmware() { # saved in the firmware, before it has found the disk; then as above
+  [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
+  needs_api || return
+  full_image "$W/f.raw" || return
+  spawn a -- --firmware "$ART/CLOUDHV.fd" --disk "path=$W/f.raw" --memory size=1G --serial "file=$W/a.log" --console off
+  within 20 test -S "$W/a.api" || { fail "no API"; return; }
+  sleep 1
+  mkdir "$W/s"
+  api a pause && api a snapshot "file://$W/s" || { fail "no snapshot"; return; }
+  kill -KILL "$(pid a)"; wait "$(pid a)" 2>/dev/null
+  note "it had said $(wc -c <"$W/a.log") bytes"
+  ! grep -qi linux "$W/a.log" || { fail "Linux has begun"; return; }
+  mv "$W/a.log" "$W/firmware.log"; : >"$W/a.log"
+  spawn b -- --restore "source_url=file://$W/s,resume=on"
+  # The serial port's file is named in the snapshot.
+  within 390 says a 'login:' || fail "no login prompt"
+}

@@ -1,0 +1,148 @@
+# A Linux guest lives on. It has a disk that is never at rest, a network card, a console and an entropy source; what it
+# knows it says in lines (`do_witness` in guest/nano-init), and they all go to one file, whatever process it lives in.
+
+# A VM's process is $NOW; its generations are counted by $GENERATION.
+witness() { # KERNEL-PARAMETERS...
+  needs_api || return
+  tap tap0 192.168.77.1/24
+  truncate -s 2M "$W/d.raw"
+  vm a lab.do=witness lab.ip=192.168.77.2/24 "$@" -- --cpus boot=2 --memory size=128M \
+    --disk "path=$W/d.raw,image_type=raw" --net tap=tap0,mac=12:34:56:78:90:01
+  NOW=a GENERATION=0
+}
+lines() { grep -c '^WITNESS .* end' "$W/a.log"; }
+has_lines() { [ "$(lines)" -ge "$1" ]; }
+# further N: as many more lines have come. The first one may have been begun long ago; the second has not.
+further() { within 90 has_lines $(($(lines) + $1)) || fail "the guest says nothing more"; }
+# The guest's last line, as a whole, and a field of a line.
+last() { grep '^WITNESS .* end' "$W/a.log" | tail -n 1; }
+field() { sed -n "s/.* $1=\([^ ]*\) .*/\1/p" <<<"$2"; }
+answers() { within 30 ping -c1 -W1 192.168.77.2 || fail "no answer to ping"; }
+
+# save DIRECTORY: saves the VM and kills its process, as a host that fails would.
+save() {
+  api "$NOW" pause && save_paused "$1"
+}
+save_paused() { # DIRECTORY
+  mkdir "$W/$1"
+  api "$NOW" snapshot "file://$W/$1" || { fail "no snapshot"; return; }
+  murder
+}
+murder() { kill -KILL "$(pid "$NOW")"; wait "$(pid "$NOW")" 2>/dev/null; NOW=; }
+# revive DIRECTORY OPTIONS: in a new process.
+revive() {
+  GENERATION=$((GENERATION + 1)) NOW=g$GENERATION
+  spawn "$NOW" -- --report --restore "source_url=file://$W/$1,$2"
+}
+# goes_on [GENERATIONS]: what the guest said in all its lives is what one guest says that has lived all the time, but
+# that it knows how often it was restored.
+goes_on() {
+  # What follows the last end of a line has only been begun.
+  head -n "$(wc -l <"$W/a.log")" "$W/a.log" | awk -v want="${1:-$GENERATION}" '
+    function number(name) { match($0, " " name "=[0-9.]+"); return substr($0, RSTART + length(name) + 2, RLENGTH - length(name) - 2) + 0 }
+    function wrong(what) { print what ": " $0; bad = 1; exit }
+    { sub("\r$", "") }
+    !/^WITNESS / { next }
+    !/ end$/ { wrong("half a line") }
+    $2 != ++lines { wrong("line " lines " is missing") }
+    lines == 1 { nonce = $3 }
+    $3 != nonce { wrong("another guest") }
+    !/ memory=same disk=same / { wrong("something is lost") }
+    number("tsc") <= tsc || number("up") < up || number("real") < real || number("forks") < forks { wrong("back in time") }
+    { tsc = number("tsc"); up = number("up"); real = number("real"); forks = number("forks") }
+    END { if (!bad && !(lines > 0 && forks == want)) { print "restored " want " times, and knows of " forks; bad = 1 }; exit bad }
+  ' >"$W/wrong" || fail "$(cat "$W/wrong")"
+}
+
+restore() { # MODE
+  witness && up a 200 'WITNESS 3 ' && answers || return
+  local began; began=$(now); save s || return
+  note "snapshot $(since "$began") s, $(du -sm "$W/s" | cut -f1) MB"
+  began=$(now); revive s "resume=on,memory_restore_mode=$1"
+  further 1 || return
+  note "restore $(since "$began") s"
+  further 1 && answers && further 2 && goes_on || return
+  grep -q "memory zone mem0: $1" "$W/$NOW.out" || { fail "not in mode $1"; return; }
+  # Restored to stand still, and saved again before it has run.
+  save s2 || return
+  revive s2 "memory_restore_mode=$1"
+  within 20 test -S "$W/$NOW.api" && within 20 grep -q ', paused in' "$W/$NOW.out" && save_paused s3 || return
+  revive s3 "resume=on,memory_restore_mode=$1"
+  # The third life begins with the generation id of a second that nobody has lived.
+  further 2 && answers && goes_on 2
+}
+check_restore_cow() { restore cow; }
+check_restore_copy() { restore copy; }
+check_restore_ondemand() { restore ondemand; }
+
+check_restore_offline() { # a processor that was taken away comes back
+  witness lab.offline=1 && up a 200 'WITNESS 3 ' && answers || return
+  [ "$(field cpus "$(last)")" = 0 ] || { fail "$(last)"; return; }
+  save s && revive s resume=on && further 3 && answers && goes_on || return
+  [ "$(field cpus "$(last)")" = 0-1 ] || fail "$(last)"
+}
+check_restore_unstarted() { # one that was never started, and devices that no driver has touched
+  witness maxcpus=1 lab.wait=fork && up a 120 WAITING || return
+  save s && revive s resume=on
+  within 90 has_lines 3 || { fail "the guest says nothing"; return; }
+  answers && goes_on || return
+  [ "$(field cpus "$(last)")" = 0-1 ] || { fail "$(last)"; return; }
+  # And so is a guest whose drivers began in the second life.
+  save s2 && revive s2 resume=on && further 2 && answers && goes_on
+}
+check_restore_idle() { # halted, with a timer pending
+  needs_api || return
+  vm a lab.do=sleep -- --cpus boot=1 --memory size=128M
+  NOW=a GENERATION=0
+  up a 120 SLEEPING || return
+  sleep 3; save s || return
+  sleep $((20 * PATIENCE)); revive s resume=on
+  within 60 says a SLEPT || { fail "it sleeps on"; return; }
+  local slept; slept=$(echo "$(value a SLEPT) - $(value a SLEEPING)" | bc)
+  note "slept $slept s of its own time"
+  [ "${slept%.*}" -ge 14 ] && [ "${slept%.*}" -lt $((15 + 5 * PATIENCE)) ]
+}
+
+check_restore_clock() { # frozen, the gap is not the guest's; with advance, it is
+  witness && up a 200 'WITNESS 3 ' && further 5 || return
+  local first before gap=$((30 * PATIENCE)) slack=$((6 * PATIENCE)) policy behind elapsed ticks
+  first=$(grep '^WITNESS 1 ' "$W/a.log")
+  before=$(last); behind=$(($(date +%s) - $(field real "$before")))
+  local began; began=$(now); save s || return
+  sleep "$gap"
+  # Ticks of the counter in a second.
+  local hz; hz=$(echo "($(field tsc "$before") - $(field tsc "$first")) / ($(field up "$before") - $(field up "$first"))" | bc)
+  mv "$W/a.log" "$W/before.log"
+  for policy in frozen advance; do
+    : >"$W/a.log"
+    elapsed=$(since "$began"); revive s "resume=on,clock=$policy" && further 2 || return
+    local after; after=$(last)
+    local late=$(($(date +%s) - $(field real "$after") - behind))
+    local up; up=$(echo "($(field up "$after") - $(field up "$before")) / 1" | bc)
+    ticks=$(echo "($(field tsc "$after") - $(field tsc "$before")) / $hz" | bc)
+    note "$policy: of $elapsed s, its wall clock lost $late, uptime went $up s on, its counter $ticks s"
+    case $policy in
+      frozen) elapsed=${elapsed%.*}
+        [ "$late" -ge $((elapsed - slack)) ] && [ "$late" -le $((elapsed + slack)) ] &&
+          [ "$up" -ge 0 ] && [ "$up" -le $slack ] && [ "$ticks" -ge 0 ] && [ "$ticks" -le $slack ] || return;;
+      advance)
+        [ "${late#-}" -le $slack ] && [ "$up" -ge "$gap" ] && [ "$ticks" -ge "$gap" ] || return;;
+    esac
+    murder; mv "$W/a.log" "$W/$policy.log"
+  done
+}
+
+check_generations() { # one after the other, each of the snapshot of the one before
+  witness && up a 200 'WITNESS 3 ' && answers || return
+  local modes=(cow copy ondemand) n count=${GENERATIONS:-100} began; began=$(now)
+  for ((n = 1; n <= count; n++)); do
+    save "s$n" || { fail "generation $n"; return; }
+    # The one before was needed as long as its guest lived.
+    rm -rf "$W/s$((n - 1))"
+    revive "s$n" "resume=on,memory_restore_mode=${modes[n % 3]}"
+    further 2 && answers || { fail "generation $n"; return; }
+    if [ $((n % 10)) = 0 ]; then goes_on || { fail "generation $n"; return; }; fi
+  done
+  goes_on || return
+  note "$count generations in $(since "$began") s, $(lines) lines"
+}
