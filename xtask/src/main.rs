@@ -21,7 +21,8 @@ use std::{env, process::ExitCode};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  demo                                      run the test guest on KVM and show what happened
+  demo [--linux]                            save, kill and restore a guest and show what happened: the test
+                                            guest on KVM, or Debian in the lab
   test [--without-kvm] [--quick] [--verbose] [STEP...]
                                             install what is missing, run every step (or those named),
                                             and count what passed, failed and was skipped

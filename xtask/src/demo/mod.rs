@@ -2,12 +2,13 @@
 //! killed, and lives again: once with a commit after each change of its wiring, and once with one commit for all.
 //!
 //! The guest is `tests/guest` (docs/test-guest.md). The programs are started as a user would start them, every command
-//! is shown, and nothing is shown that they or the guest did not print.
+//! is shown, and nothing is shown that they or the guest did not print. With `--linux` it is Debian, in the lab.
 
+mod linux;
 mod report;
 mod vm;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
 use self::{report::Restored, vm::Vm};
 use crate::{kvm, process::Invocation, workspace::Workspace};
@@ -23,10 +24,12 @@ const PLACE: &str = "target/demo";
 /// What the guest writes into its memory, and looks for afterwards.
 const MEMORY: &str = "0x2000000 64M 7";
 
-/// Builds the programs and the test guest, and shows the main job.
+/// Builds the programs and the guest, and shows the main job.
 pub fn run(args: &[String]) -> Result<ExitCode, String> {
-    if let Some(arg) = args.first() {
-        return Err(format!("demo takes no argument: {arg}"));
+    match args {
+        [] => {}
+        [linux] if linux == "--linux" => return linux::run(),
+        [arg, ..] => return Err(format!("demo takes --linux or nothing: {arg}")),
     }
     kvm::check()?;
     let workspace = Workspace::find()?;
@@ -84,13 +87,18 @@ fn build(workspace: &Workspace) -> Result<(), String> {
     Ok(())
 }
 
-/// An empty directory with empty disks.
-fn prepare(place: &PathBuf) -> std::io::Result<()> {
+/// A directory with nothing in it, whatever was there.
+fn clear(place: &Path) -> std::io::Result<()> {
     match fs::remove_dir_all(place) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => fs::create_dir_all(place),
     }
-    fs::create_dir_all(place.join("snapshot"))?;
+}
+
+/// An empty directory with empty disks.
+fn prepare(place: &Path) -> std::io::Result<()> {
+    clear(place)?;
+    fs::create_dir(place.join("snapshot"))?;
     for disk in 0..DISKS {
         fs::File::create(place.join(format!("disk{disk}")))?.set_len(DISK_BYTES)?;
     }
@@ -110,7 +118,7 @@ fn boot(workspace: &Workspace) -> Invocation {
     vm
 }
 
-fn restore(workspace: &Workspace, snapshot: &std::path::Path, commits: &str) -> Invocation {
+fn restore(workspace: &Workspace, snapshot: &Path, commits: &str) -> Invocation {
     workspace
         .program("target/release/cumulet")
         .arg("--restore")
@@ -127,7 +135,7 @@ fn shown(command: &Invocation) -> Result<(), String> {
 }
 
 /// What the snapshot takes on the disk.
-fn stored(snapshot: &std::path::Path) -> Result<String, String> {
+fn stored(snapshot: &Path) -> Result<String, String> {
     use std::os::unix::fs::MetadataExt;
     let path = snapshot.join("memory-ranges");
     let metadata = fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -173,6 +181,12 @@ fn compare(told: &[String]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_argument_that_is_none_is_refused() {
+        let error = run(&["--windows".to_owned()]).expect_err("there is no such demonstration");
+        assert!(error.contains("--windows"), "{error}");
+    }
 
     #[test]
     fn only_the_same_guest_is_a_success() {
