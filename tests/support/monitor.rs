@@ -37,6 +37,8 @@ impl Monitor {
     /// If it cannot be started, or does not listen.
     pub fn start<A: AsRef<OsStr>>(directory: &Path, arguments: &[A]) -> Self {
         let socket = directory.join("api");
+        // Built before there is a connection: the server would close one that waits for a build.
+        let _ = guest::path();
         let child = Command::new(cumulet::path())
             .arg("--api-socket")
             .arg(&socket)
