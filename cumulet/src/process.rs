@@ -1,15 +1,26 @@
 //! What the process inherits, and what of it is set right at the start.
 #![expect(unsafe_code, reason = "the disposition of a signal is set by the C library")]
 
-use rustix::fs::Mode;
+use std::os::fd::AsFd;
+
+use rustix::{
+    fs::Mode,
+    io::fcntl_dupfd_cloexec,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 /// Arenas of the C library's allocator.
 const ARENAS: i32 = 4;
+
+/// Descriptors for which there is room in the kernel's table of this process from the start: a queue needs three, and 24
+/// devices of many queues need several hundred.
+const DESCRIPTORS: u64 = 4096;
 
 /// Files that are made are for the owner only, children that end leave nothing behind, and a file that may not grow is
 /// an error of the write and not the end of the process.
 pub fn prepare() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    make_room_for_descriptors();
     // SAFETY: no handler is installed that could run: SIG_IGN only tells the kernel to drop the signal. It cannot fail
     // for a signal that exists.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -18,4 +29,35 @@ pub fn prepare() {
     // A device's threads allocate little; an arena for each of hundreds costs four system calls and address space.
     // SAFETY: the call sets a number of the C library's allocator, before there is another thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+}
+
+/// Has as many descriptors as the host allows, and room for them.
+///
+/// The kernel doubles the table of descriptors as it fills. Where threads share it, each time waits for a grace period, of
+/// milliseconds; a process that has one thread does not wait.
+fn make_room_for_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Who may not raise it has what there was, and the error of whatever does not fit says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    let Some(last) = most.checked_sub(1).and_then(|last| i32::try_from(last).ok()) else { return };
+    // It is closed at once; the table stays as long. Where that fails, the table grows as it must.
+    let _ = fcntl_dupfd_cloexec(rustix::stdio::stderr().as_fd(), last);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_many_descriptors() {
+        // A user who has not asked for more has 1024.
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: limit.maximum }).unwrap();
+        prepare();
+        assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let room = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        assert!(room.trim().parse::<u64>().unwrap() >= limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS));
+    }
 }
