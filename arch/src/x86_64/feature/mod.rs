@@ -6,7 +6,7 @@
 
 mod table;
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::LazyLock};
 
 use hypervisor::x86_64::CpuidEntry;
 use table::{DEPENDENTS, WORDS};
@@ -91,14 +91,20 @@ pub struct Feature {
     pub bit: u32,
 }
 
-/// All feature bits that have a name, register by register.
-pub fn features() -> impl Iterator<Item = Feature> {
-    WORDS.iter().flat_map(|(word, names)| {
+/// The words of the table taken apart: a table of CPUID is held against it dozens of times in each start.
+static FEATURES: LazyLock<Vec<Feature>> = LazyLock::new(|| {
+    let features = WORDS.iter().flat_map(|(word, names)| {
         (0..).zip(names.split_whitespace()).flat_map(move |(bit, names)| {
             let names = names.split('|').filter(|name| *name != "-");
             names.map(move |name| Feature { name, word: *word, bit })
         })
-    })
+    });
+    features.collect()
+});
+
+/// All feature bits that have a name, register by register.
+pub fn features() -> impl Iterator<Item = Feature> {
+    FEATURES.iter().copied()
 }
 
 /// The registers that hold nothing but feature bits.
