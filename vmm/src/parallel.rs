@@ -2,11 +2,21 @@
 
 use std::{
     num::NonZero,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Threads at most: more make neither memory nor the kernel faster.
 const THREADS_MAX: usize = 8;
+
+/// How many threads of this process can run at once, as it was when that was first asked: finding out takes a dozen
+/// system calls.
+pub fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
+}
 
 /// Calls `work` for each item, on no more threads than one for every `share` items, each with a buffer of
 /// `buffer` bytes. What it returns comes in no particular order. The first error ends all.
@@ -24,8 +34,8 @@ where
     Done: Send,
     Error: Send,
 {
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = processors.min(THREADS_MAX).min(items.len() / share.max(1)).max(1);
+    let worth = (items.len() / share.max(1)).clamp(1, THREADS_MAX);
+    let threads = if worth > 1 { worth.min(processors()) } else { 1 };
     let next = AtomicUsize::new(0);
     let run = || {
         let mut buffer = vec![0; buffer];

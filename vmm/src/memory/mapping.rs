@@ -68,7 +68,7 @@ pub(super) fn bind(mapping: &MmapRegion, node: u32) -> io::Result<()> {
 /// The host has not that much memory left, or is older than Linux 5.14.
 pub(super) fn populate(mapping: &MmapRegion) -> io::Result<()> {
     let pieces = mapping.size().div_ceil(POPULATE_PIECE);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let processors = crate::parallel::processors();
     let next = AtomicUsize::new(0);
     let result = Mutex::new(Ok(()));
     let work = || {
