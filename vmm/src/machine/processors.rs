@@ -47,25 +47,29 @@ pub(super) fn vcpu_plans(
     start: impl Fn(u32) -> VcpuStart,
 ) -> Result<Vec<VcpuPlan>, CpuidError> {
     let cpus = &config.cpus;
-    let template = CpuidTemplate::new(&CpuidConfig {
-        supported,
-        topology: cpus.topology,
-        max_phys_bits: layout.phys_bits,
-        nested: cpus.nested,
-        amx: cpus.amx,
-        tsc_deadline_timer: true,
-        extended_destination_id: layout.has_wide_apic_ids(),
-        hidden: &cpus.hide,
-    })?;
-    let cookie = Arc::new(Cookie::new(cpus.core_scheduling));
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);
-    let plans = present.map(|vcpu| {
+    let started: Vec<_> = present.map(|vcpu| (vcpu, start(vcpu.index))).collect();
+    // A saved one has its own, and a restore does not wait for what it does not need.
+    let template = if started.iter().all(|(_, start)| matches!(start, VcpuStart::Saved(_))) {
+        None
+    } else {
+        Some(CpuidTemplate::new(&CpuidConfig {
+            supported,
+            topology: cpus.topology,
+            max_phys_bits: layout.phys_bits,
+            nested: cpus.nested,
+            amx: cpus.amx,
+            tsc_deadline_timer: true,
+            extended_destination_id: layout.has_wide_apic_ids(),
+            hidden: &cpus.hide,
+        })?)
+    };
+    let cookie = Arc::new(Cookie::new(cpus.core_scheduling));
+    let plans = started.into_iter().map(|(vcpu, start)| {
         let affinity = cpus.affinity.iter().find(|(index, _)| *index == vcpu.index);
-        let start = start(vcpu.index);
-        let cpuid = match &start {
-            // It has its own.
-            VcpuStart::Saved(_) => Vec::new(),
-            VcpuStart::Ready(_) | VcpuStart::Waiting => template.for_vcpu(vcpu.index),
+        let cpuid = match (&start, &template) {
+            (VcpuStart::Ready(_) | VcpuStart::Waiting, Some(template)) => template.for_vcpu(vcpu.index),
+            (VcpuStart::Saved(_), _) | (_, None) => Vec::new(),
         };
         VcpuPlan {
             index: vcpu.index,
