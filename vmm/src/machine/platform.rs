@@ -144,15 +144,17 @@ impl Platform {
             let device = SharedDevice::from_arc(Arc::clone(&serial));
             let handler = device.port_handler();
             add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
-            pump = Some(InputPump::start(terminal, serial)?);
+            pump = Some(InputPump::new(terminal, serial)?);
         }
         Ok(Self { events, devices, serial_input: pump })
     }
 
     /// Lets input reach the serial port, or holds it back where it is.
     pub fn let_input(&self, flows: bool) {
-        if let Some(pump) = &self.serial_input {
-            pump.let_flow(flows);
+        if let Some(pump) = &self.serial_input
+            && let Err(error) = pump.let_flow(flows)
+        {
+            log::error!("the serial port gets no input: no thread to hand it over: {error}");
         }
     }
 }

@@ -113,21 +113,28 @@ enum Flow {
     Over,
 }
 
-/// The thread that serves a serial port's terminal; stops when dropped.
+/// What serves a serial port's terminal, on a thread of its own from when the guest first gets input; ends when dropped.
 pub struct InputPump {
     // Held by the thread while it hands input over.
     flow: Arc<Mutex<Flow>>,
     changed: Arc<OwnedFd>,
-    join: Option<JoinHandle<()>>,
+    stage: Mutex<Stage>,
+}
+
+/// The thread is made when there is something for it to do: a restore does not wait for it.
+enum Stage {
+    Waiting(Box<Pump>),
+    Running(JoinHandle<()>),
+    Ended,
 }
 
 impl InputPump {
-    /// Starts a thread that tends `terminal` and, once [let](Self::let_flow), hands what arrives to `serial`, as far
-    /// as it has room.
+    /// Makes what will tend `terminal` and, once [let](Self::let_flow), hand what arrives to `serial`, as far as it has
+    /// room.
     ///
     /// # Errors
-    /// The host has no descriptor or thread left.
-    pub fn start(terminal: Arc<Terminal>, serial: Arc<Mutex<Serial>>) -> io::Result<Self> {
+    /// The host has no descriptor left.
+    pub fn new(terminal: Arc<Terminal>, serial: Arc<Mutex<Serial>>) -> io::Result<Self> {
         let changed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let flow = Arc::new(Mutex::new(Flow::Held));
         let epoll = Epoll::new()?;
@@ -141,13 +148,26 @@ impl InputPump {
         };
         pump.add(pump.changed.as_raw_fd(), EventSet::IN)?;
         pump.add(pump.terminal.backlog_event().as_raw_fd(), EventSet::IN)?;
-        let join = std::thread::Builder::new().name("serial-manager".into()).spawn(move || pump.run())?;
-        Ok(Self { flow, changed, join: Some(join) })
+        Ok(Self { flow, changed, stage: Mutex::new(Stage::Waiting(Box::new(pump))) })
     }
 
     /// From now on the guest gets its input, or does not: when this returns, nothing of it is on its way.
-    pub fn let_flow(&self, flows: bool) {
+    ///
+    /// # Errors
+    /// The host has no thread for it; the guest's output is not kept from the terminal by that.
+    pub fn let_flow(&self, flows: bool) -> io::Result<()> {
         self.set(if flows { Flow::Flows } else { Flow::Held });
+        if flows {
+            let mut stage = self.stage.lock();
+            *stage = match std::mem::replace(&mut *stage, Stage::Ended) {
+                Stage::Waiting(pump) => {
+                    let thread = std::thread::Builder::new().name("serial-manager".into());
+                    Stage::Running(thread.spawn(move || pump.run())?)
+                }
+                other => other,
+            };
+        }
+        Ok(())
     }
 
     fn set(&self, flow: Flow) {
@@ -166,9 +186,9 @@ impl fmt::Debug for InputPump {
 impl Drop for InputPump {
     fn drop(&mut self) {
         self.set(Flow::Over);
-        if let Some(join) = self.join.take() {
+        if let Stage::Running(thread) = std::mem::replace(self.stage.get_mut(), Stage::Ended) {
             // A panic aborts the process: there is nothing to learn from the result.
-            let _ = join.join();
+            let _ = thread.join();
         }
     }
 }
