@@ -1,6 +1,6 @@
 //! Snapshots of the VM, and the VM out of a snapshot.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, thread};
 
 use api_client::wire::{
     self, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit, RestoreVerify,
@@ -18,7 +18,7 @@ use crate::{
     config::{VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
-    machine::{ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
+    machine::{Blank, ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
     memory::{content::MemoryMode, demand::OnFailure},
     snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
 };
@@ -93,10 +93,14 @@ impl Life {
     }
 
     fn revive(&self, restore: Restore, job: &Job) -> Result<Revived, CommandError> {
+        thread::scope(|scope| self.revive_on(Blank::begin(scope, &*self.host.hypervisor), restore, job))
+    }
+
+    fn revive_on(&self, blank: Blank<'_>, restore: Restore, job: &Job) -> Result<Revived, CommandError> {
         let opened = open(restore)?;
         let (serial, console) =
             VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
-        let checked = opened.check(&self.host, IdCounter::default())?;
+        let checked = opened.check_with(&self.host, IdCounter::default(), || blank.supported())?;
         for (seat, name, target) in
             [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)]
         {
@@ -112,7 +116,7 @@ impl Life {
             events.tell_with("vm", "memory-failed", &[("error", &error)]);
             requests.request(GuestRequest::Failed);
         });
-        Ok(checked.revive(&self.host, job.progress(), on_memory_failure)?)
+        Ok(checked.revive(&self.host, || blank.vm(), job.progress(), on_memory_failure)?)
     }
 
     /// Tells everybody how it went.

@@ -24,7 +24,7 @@ use hypervisor::{
 };
 use thiserror::Error;
 
-use self::mailbox::Mailbox;
+use self::mailbox::{EndGuard, Mailbox};
 pub use self::{bus::ExitCounters, cookie::Cookie, mailbox::Answer};
 use crate::host::NoCpu;
 
@@ -81,6 +81,12 @@ pub enum VcpuError {
         #[source]
         source: HypervisorError,
     },
+    /// There is a thread, and nothing is known of its vCPU.
+    #[error("vCPU {index}: nothing says what it shall be")]
+    NoPlan {
+        /// Which vCPU.
+        index: u32,
+    },
     /// The thread did not answer in time.
     #[error("vCPU {index} did not {what} within {seconds} s", seconds = ANSWER_TIMEOUT.as_secs())]
     NoAnswer {
@@ -130,51 +136,76 @@ struct VcpuThread {
     index: u32,
     mailbox: Arc<Mailbox>,
     counters: Arc<ExitCounters>,
+    /// Where the thread learns what its vCPU shall be; gone once it knows.
+    begin: Option<mpsc::Sender<thread::Begin>>,
     // Taken when joined.
     join: Option<JoinHandle<()>>,
 }
 
 impl Vcpus {
-    /// Starts one thread a plan; each creates and sets up its vCPU, all at the same time. Returns
-    /// when all are ready.
+    /// Starts a thread for each of the vCPUs of these indices. There is no vCPU yet: the threads can be made before there
+    /// is a machine, beside whatever else has to be done for one.
     ///
     /// # Errors
-    /// One of them fails; the threads that were started are stopped again.
-    pub fn create(
+    /// The host has no thread left; those that were started are stopped again.
+    pub fn start(indices: &[u32]) -> Result<Self, VcpuError> {
+        let mut vcpus = Self { threads: Vec::with_capacity(indices.len()) };
+        for &index in indices {
+            let mailbox = Arc::new(Mailbox::new(index));
+            let (begin, told) = mpsc::channel();
+            let end = EndGuard(Arc::clone(&mailbox));
+            let join = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || thread::main(&told, end))
+                .map_err(|source| VcpuError::Spawn { index, source })?;
+            let counters = Arc::new(ExitCounters::default());
+            vcpus.threads.push(VcpuThread { index, mailbox, counters, begin: Some(begin), join: Some(join) });
+        }
+        Ok(vcpus)
+    }
+
+    /// Has each thread create and set up the vCPU of its index, all at the same time. Returns when all are ready.
+    ///
+    /// # Errors
+    /// One of them fails, or has no plan.
+    pub fn set_up(
+        &mut self,
         vm: &Arc<dyn Vm>,
         manager: &Arc<AddressManager>,
         requests: &Arc<dyn RequestSink>,
         plans: Vec<VcpuPlan>,
-    ) -> Result<Self, VcpuError> {
-        let mut vcpus = Self { threads: Vec::with_capacity(plans.len()) };
+    ) -> Result<(), VcpuError> {
         let (ready, answers) = mpsc::channel();
-        let count = plans.len();
+        let mut told = 0usize;
         for plan in plans {
             let index = plan.index;
-            let mailbox = Arc::new(Mailbox::new(index));
-            let counters = Arc::new(ExitCounters::default());
+            let thread = self.threads.iter_mut().find(|thread| thread.index == index);
+            let Some((thread, begin)) =
+                thread.and_then(|thread| thread.begin.take().map(|begin| (thread, begin)))
+            else {
+                continue;
+            };
             let shared = thread::Shared {
                 vm: Arc::clone(vm),
                 dispatcher: manager.dispatcher(),
                 requests: Arc::clone(requests),
-                mailbox: Arc::clone(&mailbox),
-                counters: Arc::clone(&counters),
+                mailbox: Arc::clone(&thread.mailbox),
+                counters: Arc::clone(&thread.counters),
             };
-            let ready = ready.clone();
-            let join = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || thread::main(&plan, shared, &ready))
-                .map_err(|source| VcpuError::Spawn { index, source })?;
-            vcpus.threads.push(VcpuThread { index, mailbox, counters, join: Some(join) });
+            // The thread waits for nothing else.
+            told += usize::from(begin.send((plan, shared, ready.clone())).is_ok());
         }
         drop(ready);
-        for _ in 0..count {
+        for _ in 0..told {
             // A thread that ends without an answer has panicked, and a panic aborts the process.
             if let Ok(Err(error)) = answers.recv() {
                 return Err(error);
             }
         }
-        Ok(vcpus)
+        match self.threads.iter().find(|thread| thread.begin.is_some()) {
+            Some(VcpuThread { index, .. }) => Err(VcpuError::NoPlan { index: *index }),
+            None => Ok(()),
+        }
     }
 
     /// Number of vCPUs.
@@ -259,7 +290,8 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        for thread in &self.threads {
+        for thread in &mut self.threads {
+            thread.begin = None;
             thread.mailbox.stop();
         }
         for VcpuThread { index, join, .. } in &mut self.threads {

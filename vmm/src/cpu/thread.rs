@@ -22,12 +22,19 @@ pub(super) struct Shared {
     pub(super) counters: Arc<ExitCounters>,
 }
 
-pub(super) fn main(plan: &VcpuPlan, shared: Shared, ready: &mpsc::Sender<Result<(), VcpuError>>) {
+/// What the thread waits for: what its vCPU shall be, what it needs for that, and where it says that it is ready.
+pub(super) type Begin = (VcpuPlan, Shared, mpsc::Sender<Result<(), VcpuError>>);
+
+pub(super) fn main(told: &mpsc::Receiver<Begin>, end: EndGuard) {
+    let _end = end;
+    // Without a plan there was no machine in the end.
+    let Ok((plan, shared, ready)) = told.recv() else { return };
     let Shared { vm, dispatcher, requests, mailbox, counters } = shared;
-    let _end = EndGuard(Arc::clone(&mailbox));
     let index = plan.index;
     let made =
-        place(plan).and_then(|()| set_up(plan, &*vm).map_err(|source| VcpuError::SetUp { index, source }));
+        place(&plan).and_then(|()| set_up(&plan, &*vm).map_err(|source| VcpuError::SetUp { index, source }));
+    // A saved state is large, and is not needed again.
+    drop(plan);
     // The VM must not outlive its last user because of this thread.
     drop(vm);
     let mut vcpu = match made {

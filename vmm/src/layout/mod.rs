@@ -123,6 +123,11 @@ pub struct DeviceLayout {
 }
 
 impl Layout {
+    /// Indices of the vCPUs that are there.
+    pub fn present_vcpus(&self) -> Vec<u32> {
+        self.vcpus.iter().filter(|vcpu| vcpu.present).map(|vcpu| vcpu.index).collect()
+    }
+
     /// The memory zone behind `size` bytes at a guest-physical address, and where in it they begin. `None` where
     /// that is not RAM all through.
     pub fn in_ram(&self, address: u64, size: u64) -> Option<(&str, u64)> {

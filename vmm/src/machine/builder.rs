@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     config::{ConfigError, VmConfig},
-    cpu::VcpuStart,
+    cpu::{VcpuStart, Vcpus},
     layout::{Layout, LayoutError, SegmentLayout},
     memory::GuestMemory,
     parallel,
@@ -39,6 +39,9 @@ const FIRST_MSI_GSI: u64 = 24;
 
 /// Devices for which a thread of its own is worth it when they are opened or loaded.
 const DEVICES_PER_THREAD: usize = 4;
+/// Devices for which a thread of its own is worth it when they take their state: making a thread takes as long as loading
+/// a dozen of the small ones.
+const LOADS_PER_THREAD: usize = 16;
 impl Machine {
     /// Builds a machine for a cold boot. It is paused, with its payload in memory and its first vCPU
     /// at the entry.
@@ -54,8 +57,11 @@ impl Machine {
         let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
-        let prepared = Prepared::new(config, host, layout, GuestMemory::map(&config.memory)?, "boot")?;
-        let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
+        let memory = GuestMemory::map(&config.memory)?;
+        let vm = host.hypervisor.create_vm(&VmOptions::default())?;
+        let prepared = Prepared::new(config, host, vm, layout, memory, "boot")?;
+        let indices = prepared.layout.present_vcpus();
+        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
             0 => VcpuStart::Ready(Box::new(payload.plan.entry)),
             _ => VcpuStart::Waiting,
         })?;
@@ -70,7 +76,7 @@ impl Machine {
         if let Some(at) = prepared.layout.generation_id {
             payload::write(&generation::fresh()?, at, &memory)?;
         }
-        prepared.commit(host, vcpus, None, Commits::Once)
+        prepared.commit(host, Vcpus::start(&indices)?, plans, None, Commits::Once)
     }
 }
 
@@ -91,11 +97,11 @@ impl Prepared {
     pub(super) fn new(
         config: &VmConfig,
         host: &Host,
+        vm: Arc<dyn Vm>,
         layout: Layout,
         memory: GuestMemory,
         label: &str,
     ) -> Result<Self, BuildError> {
-        let vm = host.hypervisor.create_vm(&VmOptions::default())?;
         let capabilities = host.hypervisor.capabilities();
         let windows = windows(&layout, capabilities.max_gsis);
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
@@ -151,7 +157,7 @@ impl Prepared {
     /// Gives every device its saved state, several at a time. What that changes in the wiring is staged.
     pub(super) fn load(&self, state: &MachineState) -> Result<(), LoadError> {
         let all: Vec<&NamedDevice> = self.platform.devices.iter().chain(&self.devices).collect();
-        parallel::map(&all, DEVICES_PER_THREAD, |NamedDevice { id, device, .. }| {
+        parallel::map(&all, LOADS_PER_THREAD, |NamedDevice { id, device, .. }| {
             device.lock().load_section(state.section(id)?, &self.transaction)
         })?;
         Ok(())

@@ -31,11 +31,12 @@ impl Prepared {
         staged.collect()
     }
 
-    /// Puts the wiring in place, with one commit, and makes the vCPUs.
+    /// Puts the wiring in place, with one commit, and makes the vCPUs of `plans`, each by its thread.
     pub(super) fn commit(
         self,
         host: &Host,
-        vcpus: Vec<VcpuPlan>,
+        mut vcpus: Vcpus,
+        plans: Vec<VcpuPlan>,
         saved: Option<SavedChips>,
         commits: Commits,
     ) -> Result<Machine, BuildError> {
@@ -45,10 +46,9 @@ impl Prepared {
         };
         let Self { layout, memory, vm, manager, segments, platform, devices, transaction } = self;
         let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
-        let mut made = None;
         let committed = transaction.commit_with(|| {
             vm.create_irqchip(irqchip_mode(host, &layout), false)?;
-            made = Some(Vcpus::create(&vm, &manager, &requests, vcpus)?);
+            vcpus.set_up(&vm, &manager, &requests, plans)?;
             // The controllers' pending interrupts go to local APICs, which are there only now.
             if let Some(SavedChips { irqchip, .. }) = &saved {
                 vm.load_irqchip(irqchip)?;
@@ -70,7 +70,6 @@ impl Prepared {
                 wire_piece_by_piece(device, &manager)?;
             }
         }
-        let vcpus = made.expect("a commit that succeeded has run its hook");
         let stopped_clock = saved.and_then(|saved| saved.clock);
         let arming = None;
         Ok(Machine {

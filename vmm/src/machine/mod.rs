@@ -6,6 +6,7 @@
 
 mod arming;
 pub mod attach;
+mod blank;
 mod builder;
 mod clock;
 mod commit;
@@ -33,6 +34,7 @@ use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
 use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
 pub use self::{
+    blank::Blank,
     clock::ClockPolicy,
     commit::Commits,
     error::BuildError,

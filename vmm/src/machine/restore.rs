@@ -1,10 +1,18 @@
 //! A machine out of a saved state: the same preparation as for a boot, with a layout that is given and a
 //! state that is loaded before the one commit.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    thread::{Builder, ScopedJoinHandle},
+};
 
 use arch::x86_64::compat;
-use hypervisor::x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock};
+use hypervisor::{
+    Vm,
+    x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock},
+};
 use vm_migration::Section;
 
 use super::{
@@ -15,15 +23,23 @@ use super::{
     sections,
 };
 use crate::{
-    config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel, phases::Phases,
+    config::VmConfig,
+    cpu::{VcpuStart, Vcpus},
+    layout::Layout,
+    memory::GuestMemory,
+    parallel,
+    phases::Phases,
 };
 
 /// vCPU states for which a thread of its own is worth it when they are read.
 const VCPUS_PER_THREAD: usize = 8;
+/// vCPUs whose threads are not worth another thread to start them.
+const VCPUS_STARTED_ALONE: usize = 4;
 
 /// What a machine is restored from.
-#[derive(Debug)]
 pub struct Restored {
+    /// The VM, with nothing in it.
+    pub vm: Arc<dyn Vm>,
     /// The map that the guest knows.
     pub layout: Layout,
     /// Its memory, with its content.
@@ -38,6 +54,15 @@ pub struct Restored {
     pub clock: ClockPolicy,
 }
 
+impl fmt::Debug for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restored")
+            .field("layout", &self.layout)
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Saved state of what the hypervisor has but for the vCPUs.
 pub(super) struct SavedChips {
     pub(super) irqchip: IrqchipState,
@@ -46,7 +71,7 @@ pub(super) struct SavedChips {
 
 impl Machine {
     /// Checks that this host can have a machine of a saved layout whose guest was given that CPU identification, and
-    /// that there is a state for all of it; nothing is opened. Returns what CPU identification the host can give.
+    /// that there is a state for all of it; nothing is opened. `supported` is what the host can give.
     ///
     /// # Errors
     /// It cannot, or configuration, layout and state are of different machines.
@@ -55,21 +80,21 @@ impl Machine {
         host: &Host,
         layout: &Layout,
         cpu: &[CpuidEntry],
+        supported: &[CpuidEntry],
         saved: &BTreeMap<String, Section>,
-    ) -> Result<Vec<CpuidEntry>, BuildError> {
+    ) -> Result<(), BuildError> {
         sections::check(saved, layout, irqchip_mode(host, layout))?;
         config.check()?;
-        let supported = host.hypervisor.supported_cpuid()?;
-        layout.check(config, &host_caps(host, &supported))?;
-        let missing: Vec<String> = compat::missing(cpu, &supported).iter().map(ToString::to_string).collect();
+        layout.check(config, &host_caps(host, supported))?;
+        let missing: Vec<String> = compat::missing(cpu, supported).iter().map(ToString::to_string).collect();
         if !missing.is_empty() {
             return Err(BuildError::Processor { missing: missing.join(", ") });
         }
-        Ok(supported)
+        Ok(())
     }
 
-    /// Builds the machine of a saved state that [`check_restore`](Self::check_restore) has seen, in one commit. It is paused, where the saved one stood; its clocks
-    /// run from now on, from where `restored.clock` has them begin.
+    /// Builds the machine of a saved state that [`check_restore`](Self::check_restore) has seen, in one commit. It is
+    /// paused, where the saved one stood; its clocks run from now on, from where `restored.clock` has them begin.
     ///
     /// # Errors
     /// See [`BuildError`]; whatever was opened or made is gone again.
@@ -79,26 +104,40 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { layout, memory, state, supported, commits, clock } = restored;
-        let prepared = phases.time("prepare", || Prepared::new(config, host, layout, memory, "restore"))?;
-        let present = prepared.layout.vcpus.iter().filter(|vcpu| vcpu.present);
-        let indices: Vec<u32> = present.map(|vcpu| vcpu.index).collect();
-        let ids = prepared.platform.devices.iter().chain(&prepared.devices).map(|named| named.id.as_str());
-        state.check_all_known(u32::try_from(indices.len()).unwrap_or(u32::MAX), ids)?;
-        let saved = phases.time("load", || {
-            prepared.load(&state)?;
-            parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))
+        let Restored { vm, layout, memory, state, supported, commits, clock } = restored;
+        let indices = layout.present_vcpus();
+        let (prepared, saved, threads) = std::thread::scope(|scope| {
+            // With many of them it takes as long as all the devices.
+            let threads = Builder::new().name("start-vcpus".into());
+            let threads = (indices.len() > VCPUS_STARTED_ALONE)
+                .then(|| threads.spawn_scoped(scope, || Vcpus::start(&indices)).ok())
+                .flatten();
+            let prepared =
+                phases.time("prepare", || Prepared::new(config, host, vm, layout, memory, "restore"))?;
+            let ids =
+                prepared.platform.devices.iter().chain(&prepared.devices).map(|named| named.id.as_str());
+            state.check_all_known(u32::try_from(indices.len()).unwrap_or(u32::MAX), ids)?;
+            let saved = phases.time("load", || {
+                prepared.load(&state)?;
+                parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))
+            })?;
+            let threads = match threads.map(ScopedJoinHandle::join) {
+                Some(Ok(started)) => started?,
+                // There was no thread for it. (A panic aborts the process.)
+                Some(Err(_)) | None => Vcpus::start(&indices)?,
+            };
+            Ok::<_, BuildError>((prepared, saved, threads))
         })?;
         let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
         saved.values_mut().try_for_each(|vcpu| shift.counter(vcpu))?;
-        let vcpus = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
+        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
             Some(state) => VcpuStart::Saved(Box::new(state.clone())),
             None => VcpuStart::Waiting,
         })?;
         let chips =
             SavedChips { irqchip: state.irqchip()?, clock: stopped.map(|stopped| shift.clock(stopped)) };
-        phases.time("commit", || prepared.commit(host, vcpus, Some(chips), commits))
+        phases.time("commit", || prepared.commit(host, threads, plans, Some(chips), commits))
     }
 }

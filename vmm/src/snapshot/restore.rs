@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
 
 use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
-use hypervisor::x86_64::CpuidEntry;
+use hypervisor::{HypervisorError, Vm, x86_64::CpuidEntry};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -188,14 +188,28 @@ impl Opened {
     ///
     /// # Errors
     /// They are of different machines, there is a state of a newer version, or this host cannot run the guest.
-    pub fn check(self, host: &Host, mut ids: IdCounter) -> Result<Checked, RestoreError> {
+    pub fn check(self, host: &Host, ids: IdCounter) -> Result<Checked, RestoreError> {
+        self.check_with(host, ids, || host.hypervisor.supported_cpuid())
+    }
+
+    /// Does the same, with `supported` to say what CPU identification the host can give.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check).
+    pub fn check_with(
+        self,
+        host: &Host,
+        mut ids: IdCounter,
+        supported: impl FnOnce() -> Result<Vec<CpuidEntry>, HypervisorError>,
+    ) -> Result<Checked, RestoreError> {
         let Self { request, mut phases, snapshot, edited, overridden, mut said } = self;
         let checked = phases.time("check", || {
             let config = VmConfig::from_wire(&mut said, &mut ids)?;
             let manifest = &snapshot.manifest;
             let layout: Layout = read("the layout", &manifest.layout)?;
             let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
-            let supported = Machine::check_restore(&config, host, &layout, &cpu, snapshot.sections())?;
+            let supported = supported().map_err(BuildError::from)?;
+            Machine::check_restore(&config, host, &layout, &cpu, &supported, snapshot.sections())?;
             let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
             Ok::<_, RestoreError>((config, layout, supported, plan))
         });
@@ -217,13 +231,14 @@ impl Opened {
 }
 
 impl Checked {
-    /// Builds the machine.
+    /// Builds the machine, on a VM that `vm` gives.
     ///
     /// # Errors
     /// See [`RestoreError`]; nothing is left of what was opened and made.
     pub fn revive(
         self,
         host: &Host,
+        vm: impl FnOnce() -> Result<Arc<dyn Vm>, HypervisorError>,
         progress: &Progress,
         on_memory_failure: OnFailure,
     ) -> Result<Revived, RestoreError> {
@@ -239,8 +254,9 @@ impl Checked {
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
-        let restored =
-            Restored { layout, memory, state, supported, commits: request.commits, clock: request.clock };
+        let vm = vm().map_err(BuildError::from)?;
+        let (commits, clock) = (request.commits, request.clock);
+        let restored = Restored { vm, layout, memory, state, supported, commits, clock };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();

@@ -7,8 +7,11 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
+use hypervisor::VmOptions;
+
 use super::{Bench, image, text};
 use crate::{
+    cpu::Vcpus,
     machine::{Commits, Machine, MachineState, builder::Prepared},
     memory::GuestMemory,
 };
@@ -60,7 +63,8 @@ fn restored(disks: usize, commits: Commits) -> (Vec<Arc<BackEnd>>, u64) {
     let sections: BTreeMap<_, _> =
         sections.into_iter().map(|section| (section.id.clone(), section)).collect();
     let memory = GuestMemory::map(&config.memory).unwrap();
-    let prepared = Prepared::new(&config, &bench.host, layout, memory, "restore").unwrap();
+    let vm = bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
+    let prepared = Prepared::new(&config, &bench.host, vm, layout, memory, "restore").unwrap();
     let back_ends: Vec<Arc<BackEnd>> = (0..disks).map(|_| Arc::default()).collect();
     for back_end in &back_ends {
         prepared.transaction.add_listener(Arc::clone(back_end) as Arc<_>);
@@ -69,7 +73,8 @@ fn restored(disks: usize, commits: Commits) -> (Vec<Arc<BackEnd>>, u64) {
     for back_end in &back_ends {
         assert!(back_end.tables.lock().is_empty(), "nothing is told before the commit");
     }
-    let machine: Machine = prepared.commit(&bench.host, Vec::new(), None, commits).unwrap();
+    let machine: Machine =
+        prepared.commit(&bench.host, Vcpus::start(&[]).unwrap(), Vec::new(), None, commits).unwrap();
     (back_ends, machine.manager().totals().operations.slots_added.count)
 }
 

@@ -3,7 +3,7 @@
 use address_manager::IoSpace;
 use arch::x86_64::layout::IOAPIC_START;
 use hypervisor::{
-    Capabilities, IrqchipMode,
+    Capabilities, IrqchipMode, VmOptions,
     fake::{Call, capable},
 };
 use serde_json::{Value, json};
@@ -83,7 +83,8 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
     drop(machine);
     let config = bench.config(wide());
     let state = sections.into_iter().map(|section| (section.id.clone(), section)).collect();
-    let supported = Machine::check_restore(&config, &bench.host, &layout, &cpu, &state).unwrap();
+    let supported = bench.host.hypervisor.supported_cpuid().unwrap();
+    Machine::check_restore(&config, &bench.host, &layout, &cpu, &supported, &state).unwrap();
     let restored = Restored {
         layout,
         memory: GuestMemory::map(&config.memory).unwrap(),
@@ -91,6 +92,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         supported,
         commits: Commits::Once,
         clock: ClockPolicy::Frozen,
+        vm: bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap(),
     };
     let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();
     assert_eq!(irqchips(&bench), [IrqchipMode::Split; 2]);
