@@ -13,58 +13,13 @@ use cumulet_tests::{
     cumulet,
     guest::{self, Console},
     monitor::{self, Monitor},
+    saved::{check, drive, machine, snapshot},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// First address that is the tests' own (docs/test-guest.md).
 const FREE: u64 = 32 << 20;
-
-/// Two processors, a disk of two queues, a console and an entropy source, in a directory of their own.
-fn machine(directory: &Path) -> Value {
-    let disk = directory.join("disk");
-    fs::write(&disk, vec![0; 16 << 20]).expect("there is room for a disk");
-    json!({
-        "cpus": { "boot_vcpus": 2, "max_vcpus": 2 },
-        "disks": [{ "path": disk, "num_queues": 2, "image_type": "Raw" }],
-        "console": { "mode": "Null" },
-    })
-}
-
-/// Sets every virtio device up; returns their addresses and types.
-fn drive(console: &mut Console) -> Vec<(String, u64)> {
-    let listed = console.ok("virtio");
-    let devices: Vec<(String, u64)> = listed
-        .split('[')
-        .skip(1)
-        .map(|device| {
-            (device.split_whitespace().next().expect("an address").to_owned(), guest::field(device, "type"))
-        })
-        .collect();
-    for (bdf, _) in &devices {
-        console.ok(&format!("vinit {bdf}"));
-    }
-    devices
-}
-
-/// Every queue answers, and every vector that answers signals.
-fn check(console: &mut Console) {
-    let said = console.ok("vcheck");
-    let field = |name| guest::field(&said, name);
-    assert!(field("asked") >= 3, "{said}");
-    assert_eq!(field("asked"), field("answered"), "{said}");
-    assert_eq!(field("vectors"), field("signalled"), "{said}");
-}
-
-fn snapshot(monitor: &mut Monitor, directory: &Path) -> PathBuf {
-    let target = directory.join("snapshot");
-    fs::create_dir(&target).expect("it can be made");
-    monitor.put("vm.pause", &Value::Null).expect("it can be paused");
-    let request = json!({ "destination_url": monitor::url(&target) });
-    monitor.put("vm.snapshot", &request).expect("it can be saved");
-    assert_eq!(monitor.state(), VmState::Paused);
-    target
-}
 
 /// A snapshot of a machine under way, and what its guest knows.
 struct Saved {

@@ -2,3 +2,4 @@
 //! how many calls of the kernel one really makes.
 
 mod golden;
+mod states;

@@ -7,3 +7,4 @@ pub mod guest;
 pub mod lab;
 pub mod monitor;
 pub mod qemu;
+pub mod saved;
