@@ -33,14 +33,13 @@ pub fn parse(text: &str) -> Result<CpusConfig, GrammarError> {
     let pairs = Pairs::parse(text, KEYS)?;
     let default = CpusConfig::default();
     let boot_vcpus = pairs.number("boot")?.unwrap_or(default.boot_vcpus);
-    let affinity = pairs.tuples("affinity")?;
     Ok(CpusConfig {
         boot_vcpus,
         max_vcpus: pairs.number("max")?.unwrap_or(boot_vcpus),
         topology: pairs.read("topology", topology)?,
         kvm_hyperv: pairs.toggle("kvm_hyperv")?.unwrap_or(default.kvm_hyperv),
         max_phys_bits: pairs.number("max_phys_bits")?.unwrap_or(default.max_phys_bits),
-        affinity: affinity.map(|tuples| tuples.into_iter().map(pinned).collect()).transpose()?,
+        affinity: affinity(&pairs)?,
         features: features(&pairs)?,
         nested: pairs.toggle("nested")?.unwrap_or(default.nested),
         core_scheduling: pairs.word("core_scheduling", &CORE_SCHEDULING)?.unwrap_or_default(),
@@ -60,6 +59,15 @@ fn topology(text: &str) -> Result<CpuTopology, String> {
         dies_per_package: number(dies)?,
         packages: number(packages)?,
     })
+}
+
+/// Where vCPUs run: the key `affinity`.
+///
+/// # Errors
+/// It is no list of vCPUs and host CPUs.
+pub(super) fn affinity(pairs: &Pairs) -> Result<Option<Vec<CpuAffinity>>, GrammarError> {
+    let tuples = pairs.tuples("affinity")?;
+    tuples.map(|tuples| tuples.into_iter().map(pinned).collect()).transpose()
 }
 
 fn pinned((vcpu, host_cpus): Tuple) -> Result<CpuAffinity, GrammarError> {

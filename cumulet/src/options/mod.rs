@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod grammar;
 mod memory;
 pub mod net;
+mod overrides;
 pub mod passthrough;
 mod place;
 mod platform;

@@ -78,7 +78,11 @@ fn ip(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an IP address"))
 }
 
-fn mac(text: &str) -> Result<MacAddress, String> {
+/// A MAC address: six pairs of hexadecimal digits with colons between them.
+///
+/// # Errors
+/// It is none.
+pub(super) fn mac(text: &str) -> Result<MacAddress, String> {
     text.parse().map_err(|_| format!("{text:?} is not a MAC address like 12:34:56:78:9a:bc"))
 }
 

@@ -10,6 +10,7 @@ use api_client::wire::{
 use super::{
     descriptor,
     grammar::{GrammarError, Keys, Pairs},
+    overrides,
 };
 
 /// Its keys.
@@ -25,6 +26,7 @@ pub const KEYS: Keys = &[&[
     "iommufd_fd=FD",
     "resume=off",
     "zone_updates=[ZONE@NODE,...]",
+    "overrides=[[id=ID,KEY=VALUE,...],...]",
     "dry_run=off",
 ]];
 
@@ -84,7 +86,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         vfio_fds,
         resume: pairs.toggle("resume")?.unwrap_or(false),
         zone_updates: zone_updates(&pairs)?,
-        overrides: Vec::new(),
+        overrides: pairs.raw("overrides").map(overrides::parse).transpose()?.unwrap_or_default(),
         dry_run: pairs.toggle("dry_run")?.unwrap_or(false),
     };
     Ok(Restore { config, descriptors })
@@ -127,6 +129,8 @@ pub(crate) fn zone_updates(pairs: &Pairs) -> Result<Vec<ZoneUpdate>, GrammarErro
 mod tests {
     use std::{fs::File, os::fd::AsRawFd};
 
+    use api_client::wire::RestoreOverride;
+
     use super::*;
 
     #[test]
@@ -135,7 +139,7 @@ mod tests {
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
             "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
-             vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],dry_run=on"
+             vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],overrides=[[id=d0,path=/d],[id=n1,tap=t]],dry_run=on"
         ))
         .unwrap();
         let expected = RestoreConfig {
@@ -153,7 +157,10 @@ mod tests {
             vfio_fds: Some(vec![RestoredVfioConfig { id: "v0".into() }]),
             resume: true,
             zone_updates: vec![ZoneUpdate { id: "z0".into(), host_numa_node: 1 }],
-            overrides: Vec::new(),
+            overrides: vec![
+                RestoreOverride { id: "d0".into(), path: Some("/d".into()), ..RestoreOverride::default() },
+                RestoreOverride { id: "n1".into(), tap: Some("t".into()), ..RestoreOverride::default() },
+            ],
             dry_run: true,
         };
         assert_eq!(restore.config, expected);

@@ -251,7 +251,7 @@ fn tuple(member: &str) -> Result<Tuple, String> {
 }
 
 /// The text between a pair of brackets around the whole.
-fn inside(text: &str) -> Option<&str> {
+pub(super) fn inside(text: &str) -> Option<&str> {
     text.strip_prefix('[')?.strip_suffix(']')
 }
 
