@@ -44,7 +44,7 @@ pub(super) fn vcpu_plans(
     config: &VmConfig,
     layout: &Layout,
     supported: &[CpuidEntry],
-    start: impl Fn(u32) -> VcpuStart,
+    mut start: impl FnMut(u32) -> VcpuStart,
 ) -> Result<Vec<VcpuPlan>, CpuidError> {
     let cpus = &config.cpus;
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);

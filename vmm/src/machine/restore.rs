@@ -132,8 +132,8 @@ impl Machine {
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
         saved.values_mut().try_for_each(|vcpu| shift.counter(vcpu))?;
-        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.get(&index) {
-            Some(state) => VcpuStart::Saved(Box::new(state.clone())),
+        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.remove(&index) {
+            Some(state) => VcpuStart::Saved(Box::new(state)),
             None => VcpuStart::Waiting,
         })?;
         let chips =
