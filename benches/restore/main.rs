@@ -7,6 +7,8 @@
 #![expect(clippy::print_stdout, reason = "its output is what the program is for")]
 #![expect(clippy::print_stderr, reason = "progress and errors of a command-line program")]
 
+mod differences;
+
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use cumulet_benches::vm::{Contender, Result, Saved, Shape, Taps, shown};
@@ -23,7 +25,7 @@ const MEMORY: [(u64, u64); 5] = [(128, 64), (512, 64), (1024, 512), (4096, 512),
 /// The device sets of the design: network devices and their queue pairs, disks and their queues.
 const SETS: [((u32, u32), (u32, u32)); 3] = [((8, 16), (16, 4)), ((8, 1), (16, 1)), ((1, 16), (1, 4))];
 
-const USAGE: &str = "usage: bench-restore [RUNS [memory|devices]]";
+const USAGE: &str = "usage: bench-restore [RUNS [memory|devices|differences]]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<()> {
     let runs: usize = arguments.first().map_or(Ok(10), |runs| runs.parse())?;
     let part = arguments.get(1).map(String::as_str);
-    if runs == 0 || !matches!(part, None | Some("memory" | "devices")) {
+    if runs == 0 || !matches!(part, None | Some("memory" | "devices" | "differences")) {
         return Err(USAGE.into());
     }
     let place = PathBuf::from(format!("/dev/shm/bench-restore-{}", std::process::id()));
@@ -49,7 +51,7 @@ fn run(arguments: &[String]) -> Result<()> {
 }
 
 fn measure(runs: usize, part: Option<&str>, place: &std::path::Path) -> Result<()> {
-    if part != Some("devices") {
+    if part.is_none_or(|part| part == "memory") {
         println!("| memory / written | cow | ondemand | copy | QEMU microvm | saving: Cumulet | QEMU |");
         println!("| --- | --- | --- | --- | --- | --- | --- |");
         for (memory_mib, dirty) in MEMORY {
@@ -68,7 +70,10 @@ fn measure(runs: usize, part: Option<&str>, place: &std::path::Path) -> Result<(
         let times: Vec<&str> = row.iter().map(|cell| cell.time.as_str()).collect();
         println!("| | {} |\n", times.join(" | "));
     }
-    if part != Some("memory") {
+    if part.is_none_or(|part| part == "differences") {
+        differences::measure(runs, place)?;
+    }
+    if part.is_none_or(|part| part == "devices") {
         println!(
             "| devices, 32 vCPUs | once | each | QEMU q35 | request to running: once | each | load and commit: once | each |"
         );

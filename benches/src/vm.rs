@@ -110,6 +110,19 @@ impl Vm {
         Ok((vm, started.elapsed()))
     }
 
+    /// Brings back the guest of a snapshot, with further keys of `--restore`, each after a comma, and the API at a
+    /// socket if it is to have one.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restore(snapshot: &Path, keys: &str, control: Option<&Path>) -> Result<Self> {
+        let mut command = restore(snapshot, keys);
+        if let Some(control) = control {
+            command.arg("--api-socket").arg(control);
+        }
+        Self::start(&mut command)
+    }
+
     /// Has the guest set up every virtio device; returns the address of each and its type.
     ///
     /// # Errors
@@ -194,7 +207,7 @@ impl Saved {
                 let url = format!("file://{}", place.join("snapshot").display());
                 let mut client = api_client::Client::connect(&socket)?;
                 client.pause()?;
-                client.snapshot(&api_client::wire::VmSnapshotConfig { destination_url: url })?;
+                client.snapshot(&api_client::wire::VmSnapshotConfig::to(url))?;
             }
             Contender::Qemu { .. } => {
                 let mut monitor = UnixStream::connect(&socket)?;
@@ -217,9 +230,8 @@ impl Saved {
     pub fn restore(&self, order: &str) -> Result<(Duration, String)> {
         let mut command = match &self.contender {
             Contender::Cumulet { keys, options } => {
-                let mut command = Command::new("target/release/cumulet");
-                let source = format!("source_url=file://{},resume=on", self.place.join("snapshot").display());
-                command.args(["--restore", &format!("{source}{keys}"), "--report"]).args(*options);
+                let mut command = restore(&self.place.join("snapshot"), keys);
+                command.args(*options);
                 command
             }
             Contender::Qemu { .. } => {
@@ -242,6 +254,13 @@ impl Saved {
         let took = started.elapsed();
         Ok((took, vm.end()?))
     }
+}
+
+fn restore(snapshot: &Path, keys: &str) -> Command {
+    let mut command = Command::new("target/release/cumulet");
+    let source = format!("source_url=file://{},resume=on", snapshot.display());
+    command.args(["--restore", &format!("{source}{keys}"), "--report"]);
+    command
 }
 
 fn make_disks(shape: &Shape, place: &Path) -> Result<()> {

@@ -2,8 +2,8 @@
 //! working set beside them.
 //!
 //! Whatever is in them: the manifest is read or refused, what is read is the same when it is written and read again,
-//! no checksum of memory lies outside its file, no section is taken for one of another kind, and no page of a working
-//! set outside its zone.
+//! no checksum of memory and no page of a chain lies outside its file, no page comes from two, no section is taken for
+//! one of another kind, and no page of a working set is outside its zone.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 use vm_migration::{
     NoState, Section,
-    snapshot::{Manifest, MemoryTable, WorkingSet},
+    snapshot::{CHAIN_LIMIT, Chain, Manifest, MemoryTable, PAGE_SIZE, PageRuns, WorkingSet},
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -46,9 +46,22 @@ fn manifest(text: &[u8]) {
     for zone in &memory.zones {
         assert!(zone.offset.is_none_or(|offset| offset + zone.size <= memory.size));
     }
+    if let Some(chain) = &read.chain {
+        check(chain, memory.size);
+    }
     let again = read.to_text().expect("what was read can be written");
     let again = Manifest::from_text(again.as_bytes(), path).expect("and read again");
-    assert_eq!((again.memory, again.sections), (read.memory, read.sections));
+    assert_eq!((again.memory, again.sections, again.chain), (read.memory, read.sections, read.chain));
+}
+
+/// Every page of a chain is in the file, and comes from one snapshot.
+fn check(chain: &Chain, size: u64) {
+    assert!(chain.length() <= CHAIN_LIMIT);
+    let layers = chain.between.iter().map(|layer| &layer.pages).chain([&chain.own]);
+    let mut all: Vec<_> = layers.flat_map(PageRuns::iter).collect();
+    all.sort_by_key(|run| run.start);
+    assert!(all.iter().all(|run| run.start < run.end && run.end * PAGE_SIZE <= size));
+    assert!(all.windows(2).all(|pair| pair[0].end <= pair[1].start));
 }
 
 /// Zones of the snapshot that working sets are read for, and their sizes in bytes.

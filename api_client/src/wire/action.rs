@@ -40,10 +40,24 @@ pub struct VmRemoveDevice {
 }
 
 /// Takes a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSnapshotConfig {
     /// Where to: `file://` and a directory that exists.
     pub destination_url: String,
+    /// An earlier snapshot of the VM, likewise: what differs from it is saved. All is if not given. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Whether writes to memory are tracked from this snapshot on, so that the next one, with this one as its
+    /// parent, finds them at once; if not given, that stays as it is. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_changes: Option<bool>,
+}
+
+impl VmSnapshotConfig {
+    /// A full snapshot to `destination_url`.
+    pub fn to(destination_url: impl Into<String>) -> Self {
+        Self { destination_url: destination_url.into(), ..Self::default() }
+    }
 }
 
 /// Dumps the guest's memory.

@@ -5,6 +5,7 @@
 //! speaks as those expect that know it. What is absent: HTTP, which is `api_client`'s.
 
 mod migration;
+mod offline;
 mod output;
 mod progress;
 mod request;
@@ -25,6 +26,7 @@ use clap::ArgMatches;
 use thiserror::Error;
 
 use self::{
+    offline::OfflineError,
     output::Form,
     request::{Request, RequestError},
 };
@@ -68,6 +70,9 @@ pub enum RemoteError {
     /// What the user said makes no request.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// What needs no server did not succeed.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
     /// The server does not answer, or refuses.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -94,8 +99,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         table::command(called.name()).error(clap::error::ErrorKind::MissingSubcommand, what).exit();
     };
     let form = Form::of(called, matches.get_flag("json"));
-    match send(&matches, name, arguments) {
-        Ok(answer) => print(&form.answer(&answer)),
+    let outcome = match arguments.subcommand() {
+        Some((_, arguments)) => offline::run(arguments).map(Some).map_err(RemoteError::from),
+        None => send(&matches, name, arguments).map(|answer| answer.body().map(<[u8]>::to_vec)),
+    };
+    match outcome {
+        Ok(body) => print(&form.answer(body.as_deref())),
         Err(error) => {
             let (text, to_output) = form.error(&error);
             // What cannot be told has nowhere to be told.

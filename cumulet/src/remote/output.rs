@@ -1,6 +1,6 @@
 //! What came of a command, as people and scripts read it.
 
-use api_client::{Answer, ClientError, Refusal};
+use api_client::{ClientError, Refusal};
 use serde_json::{Value, json};
 
 use super::{Called, RemoteError};
@@ -26,8 +26,8 @@ impl Form {
     }
 
     /// What is printed after success.
-    pub(super) fn answer(self, answer: &Answer) -> Vec<u8> {
-        let mut text = match (self, answer.body()) {
+    pub(super) fn answer(self, body: Option<&[u8]>) -> Vec<u8> {
+        let mut text = match (self, body) {
             (Self::Json, body) => {
                 let body = body.unwrap_or_default();
                 let text = || Value::from(String::from_utf8_lossy(body).into_owned());

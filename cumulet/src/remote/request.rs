@@ -161,7 +161,14 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
         "shutdown" => Ok(Request::put("vm.shutdown")),
         "shutdown-vmm" => Ok(Request::put("vmm.shutdown")),
         "snapshot" => {
-            let said = wire::VmSnapshotConfig { destination_url: text() };
+            let track_changes = given("track-changes");
+            let said = wire::VmSnapshotConfig {
+                parent: given("parent"),
+                track_changes: track_changes
+                    .map(|text| values::toggle(&text).map_err(value("track-changes")))
+                    .transpose()?,
+                ..wire::VmSnapshotConfig::to(text())
+            };
             Request::with("vm.snapshot", &said).map(Request::long)
         }
         _ => Err(RequestError::Unknown(name.to_owned())),

@@ -10,7 +10,7 @@ use crate::options::{
     net, passthrough, restore,
 };
 
-use super::migration;
+use super::{migration, offline};
 
 /// A command.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(super) enum Takes {
     Word(&'static str),
     /// A file, `-` if not given.
     File,
+    /// A URL and options; or a command on directories.
+    Snapshot(&'static [(&'static str, &'static str, bool)]),
     /// Options, each a value: its name, what it is, and whether it is needed.
     Options(&'static [(&'static str, &'static str, bool)]),
 }
@@ -129,7 +131,15 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row("shutdown", Takes::Nothing, "Take the VM down; its configuration stays", ""),
     row("shutdown-vmm", Takes::Nothing, "End the VMM", ""),
-    row("snapshot", Takes::Word("URL"), "Take a snapshot of the paused VM", "file:///var/snapshots/a"),
+    row(
+        "snapshot",
+        Takes::Snapshot(&[
+            ("parent", "An earlier snapshot of the VM: what differs from it is saved", false),
+            ("track-changes", "Whether writes to memory are tracked from then on: on or off", false),
+        ]),
+        "Take a snapshot of the paused VM, or work on directories of snapshots",
+        "file:///var/snapshots/b --parent file:///var/snapshots/a",
+    ),
 ];
 
 /// The argument of a command that takes one.
@@ -191,10 +201,18 @@ fn subcommand(program: &str, row: &'static Row) -> Command {
                 .default_value("-")
                 .help("A file of JSON; - is standard input"),
         ),
-        Takes::Options(options) => command.args(options.iter().map(|(name, about, needed)| {
-            Arg::new(*name).long(*name).value_name("VALUE").required(*needed).help(*about)
-        })),
+        Takes::Options(options) => command.args(options.iter().map(option)),
+        Takes::Snapshot(options) => command
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+            .arg(Arg::new(ARGUMENT).value_name("URL").required(true))
+            .args(options.iter().map(option))
+            .subcommands(offline::commands(program)),
     }
+}
+
+fn option((name, about, needed): &(&'static str, &'static str, bool)) -> Arg {
+    Arg::new(*name).long(*name).value_name("VALUE").required(*needed).help(*about)
 }
 
 fn listed(keys: Keys) -> String {

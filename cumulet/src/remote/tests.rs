@@ -55,6 +55,11 @@ fn every_command_makes_its_request() {
         (&["shutdown"], "Put vm.shutdown", Value::Null),
         (&["shutdown-vmm"], "Put vmm.shutdown", Value::Null),
         (&["snapshot", "file:///s"], "Put vm.snapshot", json!({ "destination_url": "file:///s" })),
+        (
+            &["snapshot", "file:///t", "--parent", "file:///s", "--track-changes", "on"],
+            "Put vm.snapshot",
+            json!({ "destination_url": "file:///t", "parent": "file:///s", "track_changes": true }),
+        ),
     ];
     for (arguments, line, body) in cases {
         assert_eq!(sent(arguments), ((*line).to_owned(), body.clone()), "{arguments:?}");
@@ -165,15 +170,15 @@ fn answers_are_printed_as_they_came() {
         "{sent}"
     );
     let answer = answer.unwrap();
-    assert_eq!(Form::Numbered.answer(&answer), b"{\"a\": 1}\n");
-    assert_eq!(Form::Json.answer(&answer), b"{\"result\":{\"a\":1}}\n");
+    assert_eq!(Form::Numbered.answer(answer.body()), b"{\"a\": 1}\n");
+    assert_eq!(Form::Json.answer(answer.body()), b"{\"result\":{\"a\":1}}\n");
     let (answer, sent) = ask("HTTP/1.1 204 \r\n\r\n", &["remove-device", "a"]);
     assert!(sent.contains("Content-Length: 10\r\n\r\n{\"id\":\"a\"}"), "{sent}");
-    assert_eq!(Form::Plain.answer(&answer.unwrap()), b"");
+    assert_eq!(Form::Plain.answer(answer.unwrap().body()), b"");
     let (answer, _) = ask("HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", &["shutdown-vmm"]);
     let answer = answer.unwrap();
-    assert_eq!(Form::Plain.answer(&answer), b"\n");
-    assert_eq!(Form::Json.answer(&answer), b"{\"result\":null}\n");
+    assert_eq!(Form::Plain.answer(answer.body()), b"\n");
+    assert_eq!(Form::Json.answer(answer.body()), b"{\"result\":null}\n");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+use super::CHAIN_LIMIT;
 use crate::state::LoadError;
 
 /// A snapshot could not be written, or is none that can be used.
@@ -99,6 +100,36 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What does not fit.
         why: String,
+    },
+    /// A snapshot that this one builds on cannot be used.
+    #[error("{} builds on {}, which cannot be used", .path.display(), .ancestor.display())]
+    Ancestor {
+        /// The snapshot.
+        path: PathBuf,
+        /// The one below it.
+        ancestor: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<SnapshotError>,
+    },
+    /// There is another snapshot than the one that was built on.
+    #[error("{} is not the snapshot that was built on: checksum of all {found:#010x}, expected {expected:#010x}",
+        .path.display())]
+    Another {
+        /// The directory.
+        path: PathBuf,
+        /// The checksum over all of what is there.
+        found: u32,
+        /// That of what was built on.
+        expected: u32,
+    },
+    /// Too many snapshots would build on one another.
+    #[error("{}: a chain of {length} snapshots, {CHAIN_LIMIT} at most: merge it, or take a full one", .path.display())]
+    ChainLength {
+        /// The one that would be on top.
+        path: PathBuf,
+        /// How many.
+        length: usize,
     },
     /// A section is missing, there twice, or belongs to nothing.
     #[error("saved state")]

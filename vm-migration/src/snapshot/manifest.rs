@@ -5,16 +5,19 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{MemoryTable, SnapshotError};
+use super::{Chain, MemoryTable, PAGE_SIZE, SnapshotError};
 
-/// The format that is written, and the only one there has been.
+/// The format of a snapshot that stands alone.
 pub const FORMAT: u32 = 1;
+
+/// The format of one that builds on others. A program that does not know of these must not take it for whole.
+pub const FORMAT_CHAIN: u32 = 2;
 
 /// What a snapshot consists of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Format of the snapshot: [`FORMAT`].
+    /// Format of the snapshot: [`FORMAT`], or [`FORMAT_CHAIN`] if it has a chain.
     pub format: u32,
     /// Name and version of the program that wrote it.
     pub program: String,
@@ -30,6 +33,9 @@ pub struct Manifest {
     pub sections: Vec<SectionDigest>,
     /// `memory-ranges`.
     pub memory: MemoryTable,
+    /// The snapshots below, if this one has only what changed since. The table is of all of the memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
 }
 
 /// What a file must be.
@@ -94,22 +100,38 @@ impl Manifest {
     /// # Errors
     /// The text is damaged, of another format, or contradicts itself.
     pub fn from_text(text: &[u8], path: &Path) -> Result<Self, SnapshotError> {
+        Self::with_root(text, path).map(|(manifest, _)| manifest)
+    }
+
+    /// Likewise, with the checksum over all.
+    pub(super) fn with_root(text: &[u8], path: &Path) -> Result<(Self, u32), SnapshotError> {
         let form = |source| SnapshotError::Form { path: path.to_owned(), source };
-        let envelope: Envelope = serde_json::from_slice(text).map_err(form)?;
-        let found = crc32c::crc32c(envelope.manifest.get().as_bytes());
-        if found != envelope.root {
-            let (what, expected) = ("the manifest".to_owned(), envelope.root);
-            return Err(SnapshotError::Damaged { path: path.to_owned(), what, found, expected });
+        let Envelope { manifest: text, root } = opened(text, path)?;
+        let Head { format: found, program } = serde_json::from_str(text.get()).map_err(form)?;
+        if ![FORMAT, FORMAT_CHAIN].contains(&found) {
+            return Err(SnapshotError::Format { found, program, known: FORMAT_CHAIN });
         }
-        let head: Head = serde_json::from_str(envelope.manifest.get()).map_err(form)?;
-        if head.format != FORMAT {
-            let Head { format: found, program } = head;
-            return Err(SnapshotError::Format { found, program, known: FORMAT });
+        let manifest: Self = serde_json::from_str(text.get()).map_err(form)?;
+        manifest.check().map_err(|why| SnapshotError::Contradiction { path: path.to_owned(), why })?;
+        Ok((manifest, root))
+    }
+
+    /// The checksum over all that the text of a manifest carries, and that is right; the rest of it is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// The text is damaged.
+    pub fn root_of(text: &[u8], path: &Path) -> Result<u32, SnapshotError> {
+        opened(text, path).map(|envelope| envelope.root)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.memory.check()?;
+        let expected = if self.chain.is_some() { FORMAT_CHAIN } else { FORMAT };
+        if self.format != expected {
+            return Err(format!("format {}, and what it has is of format {expected}", self.format));
         }
-        let manifest: Self = serde_json::from_str(envelope.manifest.get()).map_err(form)?;
-        let wrong = |why| SnapshotError::Contradiction { path: path.to_owned(), why };
-        manifest.memory.check().map_err(wrong)?;
-        Ok(manifest)
+        self.chain.as_ref().map_or(Ok(()), |chain| chain.check(self.memory.size / PAGE_SIZE))
     }
 
     /// The checksum over all: of the text that carries every other one.
@@ -119,4 +141,16 @@ impl Manifest {
     pub fn root(&self) -> Result<u32, serde_json::Error> {
         serde_json::to_string(self).map(|text| crc32c::crc32c(text.as_bytes()))
     }
+}
+
+/// What is in the envelope, if its checksum is right.
+fn opened(text: &[u8], path: &Path) -> Result<Envelope, SnapshotError> {
+    let form = |source| SnapshotError::Form { path: path.to_owned(), source };
+    let envelope: Envelope = serde_json::from_slice(text).map_err(form)?;
+    let found = crc32c::crc32c(envelope.manifest.get().as_bytes());
+    if found == envelope.root {
+        return Ok(envelope);
+    }
+    let (what, expected) = ("the manifest".to_owned(), envelope.root);
+    Err(SnapshotError::Damaged { path: path.to_owned(), what, found, expected })
 }

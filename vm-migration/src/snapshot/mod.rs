@@ -14,13 +14,18 @@
 //! ([`SnapshotWriter`]) is all or nothing: the files are made in a directory of their own, synced, moved
 //! into place, the manifest last, and the directory synced.
 //!
+//! A snapshot can hold what changed since another one, its parent ([`Chain`]); together they are as good as a
+//! full one.
+//!
 //! What is absent: what a section or a configuration means, and guest memory itself, which `vmm` writes
 //! chunk by chunk, with a [`MemoryTable`] of what is where, and reads through [`SavedMemory`].
 
+mod chain;
 mod error;
 mod manifest;
 mod memory;
 mod read;
+mod runs;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -28,11 +33,13 @@ mod working_set;
 mod write;
 
 pub use self::{
+    chain::{Ancestor, CHAIN_LIMIT, Chain, Layer},
     error::SnapshotError,
-    manifest::{FORMAT, FileDigest, Manifest, SectionDigest},
+    manifest::{FORMAT, FORMAT_CHAIN, FileDigest, Manifest, SectionDigest},
     memory::{CHUNK_SIZE, ChunkDigests, MemoryTable, ZoneContent},
     read::Snapshot,
-    saved::{ChunkError, SavedMemory},
+    runs::{PAGE_SIZE, PageRuns},
+    saved::{ChunkError, Extent, MemoryFile, SavedMemory},
     working_set::{PageRun, WorkingSet, ZonePages},
     write::SnapshotWriter,
 };

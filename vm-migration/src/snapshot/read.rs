@@ -4,11 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use super::{
-    CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, STATE, SavedMemory, SectionDigest, SnapshotError,
+    Ancestor, CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, MemoryFile, STATE, SavedMemory, SectionDigest,
+    SnapshotError,
 };
 use crate::state::{LoadError, Section};
 
@@ -19,6 +21,9 @@ const FILE_LIMIT: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Snapshot {
     directory: PathBuf,
+    root: u32,
+    /// Memory files of the snapshots below, the full one first.
+    below: Vec<MemoryFile>,
     /// What it consists of.
     pub manifest: Manifest,
     /// The configuration as it is now in `config.json`: perhaps edited.
@@ -34,23 +39,20 @@ impl Snapshot {
     /// There is none, it is damaged, or a newer program wrote it.
     pub fn open(directory: &Path, verify: bool) -> Result<Self, SnapshotError> {
         let manifest_path = directory.join(MANIFEST);
-        let text = match read(&manifest_path) {
-            Err(SnapshotError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                // Is it the manifest that is missing, or the directory?
-                std::fs::read_dir(directory)
-                    .map_err(|source| SnapshotError::Directory { path: directory.to_owned(), source })?;
-                return Err(SnapshotError::None { path: directory.to_owned() });
-            }
-            text => text?,
-        };
-        let manifest = Manifest::from_text(&text, &manifest_path)?;
+        let (manifest, root) = Manifest::with_root(&self::manifest(directory)?, &manifest_path)?;
+        let below = below(directory, &manifest)?;
         let config_path = directory.join(CONFIG);
         let config = String::from_utf8(read(&config_path)?).map_err(|_| SnapshotError::Contradiction {
             path: config_path,
             why: "is not text in UTF-8".to_owned(),
         })?;
         let sections = sections(&directory.join(STATE), &manifest, verify)?;
-        Ok(Self { directory: directory.to_owned(), manifest, config, sections })
+        Ok(Self { directory: directory.to_owned(), root, below, manifest, config, sections })
+    }
+
+    /// The checksum over all of it.
+    pub fn root(&self) -> u32 {
+        self.root
     }
 
     /// The directory.
@@ -81,22 +83,76 @@ impl Snapshot {
         self.sections
     }
 
-    /// The memory, in a file that is as long as it must be.
+    /// The memory, in files that are as long as they must be.
     ///
     /// # Errors
-    /// It cannot be opened, or has another length.
+    /// The file cannot be opened, has another length, or is that of a snapshot below.
     pub fn open_memory(&self) -> Result<SavedMemory, SnapshotError> {
-        let path = self.directory.join(MEMORY);
-        let failed = |operation| {
-            move |source| SnapshotError::File { operation, path: self.directory.join(MEMORY), source }
+        let table = self.manifest.memory.clone();
+        let own = open_memory(&self.directory, table.size)?;
+        let (Some(chain), Some((base, between))) = (&self.manifest.chain, self.below.split_first()) else {
+            return Ok(SavedMemory::new(table, own));
         };
-        let file = File::open(&path).map_err(failed("open"))?;
-        let metadata = file.metadata().map_err(failed("examine"))?;
-        let (found, expected) = (metadata.len(), self.manifest.memory.size);
-        if !metadata.is_file() || found != expected {
-            return Err(SnapshotError::Length { path, found, expected });
+        let files = between.iter().cloned().chain([own]);
+        Ok(SavedMemory::new(table, base.clone()).with_layers(files.zip(chain.layers())))
+    }
+}
+
+/// The memory files of the snapshots that one builds on, if these are what it built on.
+fn below(directory: &Path, manifest: &Manifest) -> Result<Vec<MemoryFile>, SnapshotError> {
+    let Some(chain) = &manifest.chain else { return Ok(Vec::new()) };
+    let mut seen = BTreeSet::from([identity(directory)?]);
+    let mut open = |ancestor: &Ancestor| {
+        let found = ancestor.check(directory)?;
+        if !seen.insert(identity(&found)?) {
+            let why = "the snapshot is there twice, or builds on itself".to_owned();
+            return Err(SnapshotError::Contradiction { path: found, why });
         }
-        Ok(SavedMemory::new(self.manifest.memory.clone(), file, path))
+        open_memory(&found, manifest.memory.size)
+    };
+    let files = chain.ancestors().map(|ancestor| {
+        open(ancestor).map_err(|source| SnapshotError::Ancestor {
+            path: directory.to_owned(),
+            ancestor: ancestor.seen_from(directory),
+            source: Box::new(source),
+        })
+    });
+    files.collect()
+}
+
+/// What tells one directory from another, whatever they are called.
+fn identity(directory: &Path) -> Result<(u64, u64), SnapshotError> {
+    let metadata = std::fs::metadata(directory)
+        .map_err(|source| SnapshotError::Directory { path: directory.to_owned(), source })?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// The memory file of a snapshot, which is to have that length.
+fn open_memory(directory: &Path, expected: u64) -> Result<MemoryFile, SnapshotError> {
+    let path = directory.join(MEMORY);
+    let failed = |operation| {
+        let path = path.clone();
+        move |source| SnapshotError::File { operation, path, source }
+    };
+    let file = File::open(&path).map_err(failed("open"))?;
+    let metadata = file.metadata().map_err(failed("examine"))?;
+    let found = metadata.len();
+    if !metadata.is_file() || found != expected {
+        return Err(SnapshotError::Length { path, found, expected });
+    }
+    Ok(MemoryFile::new(file, path))
+}
+
+/// The text of a snapshot's manifest.
+pub(super) fn manifest(directory: &Path) -> Result<Vec<u8>, SnapshotError> {
+    match read(&directory.join(MANIFEST)) {
+        Err(SnapshotError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            // Is it the manifest that is missing, or the directory?
+            std::fs::read_dir(directory)
+                .map_err(|source| SnapshotError::Directory { path: directory.to_owned(), source })?;
+            Err(SnapshotError::None { path: directory.to_owned() })
+        }
+        text => text,
     }
 }
 

@@ -1,5 +1,7 @@
 //! A snapshot directory is whole or none, and damage is refused by name.
 
+mod chain;
+
 use std::{fs, path::Path};
 
 use serde_json::value::RawValue;
@@ -37,6 +39,7 @@ fn write(target: &Path, sections: &[Section]) -> Result<Manifest, SnapshotError>
         state,
         sections: digests,
         memory: table(),
+        chain: None,
     })
 }
 
@@ -77,7 +80,7 @@ fn what_was_written_is_read() {
     assert_eq!(snapshot.section("b").unwrap().kind, "none");
     assert!(matches!(snapshot.section("c"), Err(LoadError::Missing { .. })));
     assert_eq!(snapshot.manifest.memory, table());
-    assert_eq!(snapshot.open_memory().unwrap().file().metadata().unwrap().len(), 5 * CHUNK_SIZE);
+    assert_eq!(snapshot.open_memory().unwrap().base().file.metadata().unwrap().len(), 5 * CHUNK_SIZE);
     let names: Vec<_> =
         fs::read_dir(target.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 4, "{names:?}");
@@ -136,8 +139,8 @@ fn refusals_name_what_is_wrong() {
     let snapshot = Snapshot::open(target.path(), true).unwrap();
     assert!(snapshot.open_memory().unwrap_err().to_string().contains("4096 bytes, expected"));
 
-    forge(target.path(), "\"format\":1", "\"format\":2");
-    assert!(refusal(target.path()).contains("format 2 (written by test 1)"));
+    forge(target.path(), "\"format\":1", "\"format\":3");
+    assert!(refusal(target.path()).contains("format 3 (written by test 1)"));
 }
 
 #[test]

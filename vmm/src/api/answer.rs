@@ -6,7 +6,6 @@ use super::http::{ERROR_HEADER, REPORT_HEADER, Response, Status};
 use crate::{
     control::{Answer, CommandError, FailureClass},
     error::messages,
-    snapshot::RestoreReport,
 };
 
 /// A body of JSON.
@@ -48,14 +47,15 @@ pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str) -> R
     match result {
         Ok(Answer::Done) => Response::new(Status::NoContent),
         Ok(Answer::Added(info)) => json(&info),
-        Ok(Answer::Restored(report)) => restored(&report),
+        Ok(Answer::Saved(report)) => reported(&report),
+        Ok(Answer::Restored(report)) => reported(&report),
         Ok(Answer::Rehearsed(rehearsal)) => json(&rehearsal),
         Err(error) => failure(&error, sentence),
     }
 }
 
-/// How a restore went is told in a header: clients know this answer without a body.
-fn restored(report: &RestoreReport) -> Response {
+/// How it went is told in a header: clients know these answers without a body.
+fn reported(report: &impl Serialize) -> Response {
     let response = Response::new(Status::NoContent);
     match serde_json::to_string(report) {
         // A directory's name may be anything; a header is ASCII.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::error::CommandError;
-use crate::snapshot::{Rehearsal, RestoreReport};
+use crate::snapshot::{Rehearsal, RestoreReport, SaveReport};
 
 /// Everything that changes a VM, or needs the machine. What merely asks does not come here: see
 /// [`Board`](super::Board).
@@ -108,6 +108,8 @@ pub enum Answer {
     Done,
     /// A device is now there.
     Added(wire::PciDeviceInfo),
+    /// The VM was saved, so.
+    Saved(Box<SaveReport>),
     /// A VM was restored, so.
     Restored(Box<RestoreReport>),
     /// A VM could be restored, so.

@@ -205,6 +205,7 @@ impl CommandError {
             Self::Request(_) => "request-invalid",
             Self::Descriptors { .. } => "descriptors-mismatch",
             Self::Url(_) => "snapshot-url",
+            Self::Save(SaveError::Parent(_)) => "parent-unusable",
             Self::Save(_) => "snapshot-failed",
             Self::Restore(RestoreError::Snapshot(_) | RestoreError::Form { .. }) => "snapshot-unusable",
             Self::Restore(RestoreError::Content(ContentError::Saved(ChunkError::Damaged { .. }))) => {

@@ -20,29 +20,41 @@ use crate::{
     jobs::Job,
     machine::{Blank, ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
     memory::{content::MemoryMode, demand::OnFailure},
-    snapshot::{self, Opened, Request, RestoreReport, Revived, Verify},
+    snapshot::{self, Opened, Request, RestoreReport, Revived, SaveRequest, Verify},
 };
 
 impl Life {
     /// Saves the paused VM into a directory. It stays paused.
     pub(super) fn snapshot(&mut self, said: &wire::VmSnapshotConfig) -> Outcome {
         self.events().tell("vm", "snapshotting");
-        let booted = self.booted.as_ref().ok_or(CommandError::NotRunning)?;
+        let booted = self.booted.as_mut().ok_or(CommandError::NotRunning)?;
         let stored = self.stored.as_ref().ok_or(CommandError::NotRunning)?;
         if !booted.paused {
             return Err(CommandError::SnapshotWhileRunning);
         }
-        let target = snapshot::directory(&said.destination_url)?;
+        let request = SaveRequest {
+            target: snapshot::directory(&said.destination_url)?,
+            parent: said.parent.as_deref().map(snapshot::directory).transpose()?,
+            track: said.track_changes,
+        };
         let job = self.jobs.begin(JobKind::Snapshot, "state");
-        let saved = snapshot::save(&booted.machine, &stored.said, &booted.config, &target, job.progress());
+        let saved =
+            snapshot::save(&mut booted.machine, &stored.said, &booted.config, &request, job.progress());
         end(job, &saved);
         let report = saved?;
         log::info!("{report}");
         let root = format!("{:#010x}", report.root);
         let (bytes, ns) = (report.memory_bytes.to_string(), report.total_ns.to_string());
-        let properties = [("root", root.as_str()), ("memory_bytes", &bytes), ("total_ns", &ns)];
+        let mut properties = vec![("root", root), ("memory_bytes", bytes), ("total_ns", ns)];
+        if let Some(difference) = &report.difference {
+            let ways = difference.ways.iter().map(|zone| format!("{}={}", zone.zone, zone.way));
+            properties.push(("parent_root", format!("{:#010x}", difference.parent_root)));
+            properties.push(("changed_bytes", difference.changed_bytes.to_string()));
+            properties.push(("changes", ways.collect::<Vec<_>>().join(",")));
+        }
+        let properties: Vec<_> = properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
         self.events().tell_with("vm", "snapshotted", &properties);
-        Ok(Answer::Done)
+        Ok(Answer::Saved(Box::new(report)))
     }
 
     /// Makes the VM that a snapshot holds. It is paused, or runs if that was asked for.
@@ -70,7 +82,7 @@ impl Life {
             phases.time("run processors", || machine.resume_processors());
             report.running = true;
             report.total_ns = phases.total_ns();
-            phases.time("run devices", || machine.resume_devices_beside());
+            phases.time("run devices", || machine.resume_devices());
             report.phases = phases.done().to_vec();
         }
         self.stored = Some(Stored { said, ids });

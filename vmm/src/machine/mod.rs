@@ -94,7 +94,7 @@ pub struct Machine {
     layout: Layout,
     // The order of the fields is the order in which they go: processors before what they reach.
     vcpus: Vcpus,
-    /// Does what a restore left for later.
+    /// Registers the doorbells that a restore left for later.
     arming: Option<Arming>,
     platform: Platform,
     devices: Vec<NamedDevice>,
@@ -132,6 +132,11 @@ impl Machine {
     /// Its memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Its memory, to change how it is looked after.
+    pub fn memory_mut(&mut self) -> &mut GuestMemory {
+        &mut self.memory
     }
 
     /// Its processors.

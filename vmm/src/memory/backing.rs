@@ -14,7 +14,7 @@ use rustix::{
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
-use super::mapping;
+use super::{mapping, overlays::Overlays};
 use crate::config::MemoryZoneConfig;
 
 /// The memory of a zone could not be had.
@@ -76,6 +76,17 @@ pub enum BackingError {
         #[source]
         source: MmapRegionError,
     },
+    /// A part of what a chain of snapshots has cannot be mapped or read.
+    #[error("memory zone {zone}: cannot map or read {}", .path.display())]
+    Layer {
+        /// Which zone.
+        zone: String,
+        /// The memory file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The memory cannot be had from the node that is asked for.
     #[error("memory zone {zone}: cannot take memory of host NUMA node {node}")]
     Node {
@@ -134,15 +145,27 @@ impl<'config> Backing<'config> {
         if named && !self.zone.shared { self.map_file(None) } else { self.map() }
     }
 
-    /// Maps the content of another file, which stays as it is.
+    /// Maps the content of another file, and that of others over it; all stay as they are.
     ///
     /// # Errors
     /// The host refuses.
-    pub fn map_over(&self, content: FileOffset) -> Result<Arc<MmapRegion>, BackingError> {
-        self.map_file(Some(content))
+    pub fn map_over(
+        &self,
+        content: FileOffset,
+        overlays: &Overlays<'_>,
+    ) -> Result<Arc<MmapRegion>, BackingError> {
+        self.map_showing(Some(content), overlays)
     }
 
     fn map_file(&self, file: Option<FileOffset>) -> Result<Arc<MmapRegion>, BackingError> {
+        self.map_showing(file, &Overlays::default())
+    }
+
+    fn map_showing(
+        &self,
+        file: Option<FileOffset>,
+        overlays: &Overlays<'_>,
+    ) -> Result<Arc<MmapRegion>, BackingError> {
         let zone = &self.zone.id;
         let size = self.zone.size;
         let host = crate::host::memory_and_swap();
@@ -167,6 +190,7 @@ impl<'config> Backing<'config> {
             }
             (_, source) => BackingError::Map { zone: zone.clone(), size, source },
         })?;
+        overlays.show(zone, &mapping)?;
         self.settle(&mapping, huge.is_some())?;
         Ok(Arc::new(mapping))
     }

@@ -3,12 +3,13 @@
 #![expect(unsafe_code, reason = "the calls take an address and a length")]
 
 use std::{
+    fs::File,
     io,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex;
-use rustix::mm::Advice;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::MmapRegion;
 
 /// Greatest number of a NUMA node; more than any kernel is built for.
@@ -26,6 +27,41 @@ const POPULATE_THREADS: usize = 16;
 pub(super) fn advise(mapping: &MmapRegion, advice: Advice) -> io::Result<()> {
     // SAFETY: the range is exactly one mapping of ours, and no advice that is given here changes its content.
     unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }?;
+    Ok(())
+}
+
+/// Has a part of a private mapping show a file from `offset` on instead of what it shows; offset and length are
+/// multiples of the page size, and nobody has used the mapping yet.
+///
+/// # Errors
+/// The part is not inside, or the kernel does not map it.
+pub(super) fn map_over(
+    mapping: &MmapRegion,
+    at: usize,
+    length: usize,
+    (file, offset): (&File, u64),
+) -> io::Result<()> {
+    if length == 0 || at.checked_add(length).is_none_or(|end| end > mapping.size()) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let rights = ProtFlags::READ | ProtFlags::WRITE;
+    let mut flags = MapFlags::PRIVATE | MapFlags::FIXED;
+    if mapping.flags() & libc::MAP_NORESERVE != 0 {
+        flags |= MapFlags::NORESERVE;
+    }
+    let address = mapping.as_ptr().wrapping_add(at);
+    // SAFETY: the range is a part of one mapping of ours, which is taken down as a whole, and of which nobody holds
+    // a reference to content; what takes its place is as long and has the same rights.
+    unsafe { rustix::mm::mmap(address.cast(), length, rights, flags, file, offset) }?;
+    Ok(())
+}
+
+/// Throws pages away, as a balloon does: they are as if nobody had touched them.
+#[cfg(test)]
+pub(super) fn discard(mapping: &MmapRegion, at: usize, length: usize) -> io::Result<()> {
+    assert!(at + length <= mapping.size(), "outside");
+    // SAFETY: the range is a part of one mapping of ours, to whose content nobody holds a reference.
+    unsafe { rustix::mm::madvise(mapping.as_ptr().wrapping_add(at).cast(), length, Advice::LinuxDontNeed) }?;
     Ok(())
 }
 

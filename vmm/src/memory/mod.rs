@@ -5,12 +5,14 @@
 //! and how it gets into a snapshot, is [`content`].
 
 mod backing;
+pub mod changes;
 pub mod content;
 pub mod demand;
 mod mapping;
+mod overlays;
 mod pagemap;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, ops::Range, sync::Arc};
 
 use address_manager::{Owner, Slot, SlotFlags, SlotRole, Wired};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -18,8 +20,10 @@ use vm_migration::snapshot::SavedMemory;
 
 pub use self::backing::{Backing, BackingError};
 use self::{
-    content::{ContentError, MemoryMode, RestorePlan},
+    changes::{Origin, TrackError, Tracker},
+    content::{ContentError, MemoryMode, RestorePlan, Tally},
     demand::{OnFailure, Pager, Source},
+    overlays::Overlays,
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
 
@@ -27,6 +31,11 @@ use crate::{config::MemoryZoneConfig, layout::RamLayout};
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     zones: BTreeMap<String, Arc<MmapRegion>>,
+    /// What zones are mapped from that come out of a snapshot's files.
+    mapped: BTreeMap<String, Arc<SavedMemory>>,
+    /// The snapshot that all came out of.
+    origin: Option<Origin>,
+    tracker: Option<Tracker>,
     /// Brings in what is missing, if anything can be.
     pager: Option<Pager>,
 }
@@ -38,7 +47,7 @@ impl GuestMemory {
     /// The host refuses; the error names the zone, the size and the cause.
     pub fn map(zones: &[MemoryZoneConfig]) -> Result<Self, BackingError> {
         let mapped = zones.iter().map(|zone| Ok((zone.id.clone(), Backing::of(zone).map()?)));
-        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, pager: None })
+        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, ..Self::default() })
     }
 
     /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
@@ -49,21 +58,25 @@ impl GuestMemory {
     pub fn map_restored(
         zones: &[MemoryZoneConfig],
         plan: &RestorePlan,
-        saved: &SavedMemory,
+        saved: &Arc<SavedMemory>,
     ) -> Result<Self, BackingError> {
+        let mut over = BTreeMap::new();
         let mapped = zones.iter().map(|zone| {
             let backing = Backing::of(zone);
             let offset = saved.table().zone(&zone.id).and_then(|content| content.offset);
             let mapping = match (plan.mode(&zone.id), offset) {
                 (Some(MemoryMode::Cow), Some(offset)) => {
-                    backing.map_over(FileOffset::from_arc(Arc::clone(saved.file()), offset))?
+                    over.insert(zone.id.clone(), Arc::clone(saved));
+                    let base = FileOffset::from_arc(Arc::clone(&saved.base().file), offset);
+                    backing.map_over(base, &Overlays::of(saved, &zone.id))?
                 }
                 (Some(MemoryMode::Kept), _) => backing.map()?,
                 _ => backing.map_fresh()?,
             };
             Ok((zone.id.clone(), mapping))
         });
-        Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, pager: None })
+        let zones = mapped.collect::<Result<_, BackingError>>()?;
+        Ok(Self { zones, mapped: over, ..Self::default() })
     }
 
     /// Has the zones that `plan` pages in brought in as they are touched. Nothing of them has been.
@@ -88,6 +101,54 @@ impl GuestMemory {
             self.pager = Some(Pager::start(zones, source, on_failure).map_err(BackingError::Pager)?);
         }
         Ok(())
+    }
+
+    /// Says what it all came out of: the snapshot with that checksum over all, restored as planned.
+    pub fn came_from(&mut self, root: u32, plan: &RestorePlan) {
+        self.origin = Some(Origin::new(root, plan));
+    }
+
+    /// Whether pages that are missing are known to be as in the snapshot with that checksum over all.
+    pub fn is_paged_from(&self, root: u32) -> bool {
+        self.pager.is_some() && self.origin.as_ref().is_some_and(|origin| origin.is(root))
+    }
+
+    /// Brings in all that is missing.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged, or somebody asked for it to be given up.
+    pub fn fill(&self, tally: &dyn Tally) -> Result<(), ContentError> {
+        self.pager.as_ref().map_or(Ok(()), |pager| pager.fill(tally))
+    }
+
+    /// Pages nothing in any more. Nothing is missing.
+    pub fn end_paging(&mut self) {
+        self.pager = None;
+    }
+
+    /// Tracks writes to those zones, of which nothing is missing; or, where they are tracked already, collects
+    /// what was written. The machine stands still.
+    ///
+    /// # Errors
+    /// The host cannot do it, or a zone is of a kind that cannot be tracked.
+    pub fn track(&mut self, zones: &[&MemoryZoneConfig]) -> Result<(), TrackError> {
+        if let Some(tracker) = &mut self.tracker {
+            return tracker.collect();
+        }
+        let memory = zones.iter().filter_map(|zone| Some((*zone, Arc::clone(self.zones.get(&zone.id)?))));
+        self.tracker = Some(Tracker::start(memory.collect())?);
+        Ok(())
+    }
+
+    /// What tracks writes, if something does.
+    pub fn tracker(&mut self) -> &mut Option<Tracker> {
+        &mut self.tracker
+    }
+
+    /// Parts of a zone that may not be zero.
+    fn touched(&self, zone: &str, mapping: &MmapRegion) -> io::Result<Vec<Range<u64>>> {
+        let above = self.mapped.get(zone).map(|saved| Overlays::of(saved, zone).data()).transpose()?;
+        content::touched(mapping, above.unwrap_or_default())
     }
 
     /// What brings in missing pages, if some may be missing.

@@ -25,7 +25,7 @@ pub struct Pages {
 
 /// `struct pm_scan_arg` (Linux, include/uapi/linux/fs.h).
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct ScanArguments {
     size: u64,
     flags: u64,
@@ -50,9 +50,14 @@ struct PageRegion {
     categories: u64,
 }
 
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// `PM_SCAN_WP_MATCHING`: what is found is protected, so that it is found again only if it is written again.
+const SCAN_PROTECT: u64 = 1;
+/// `PM_SCAN_CHECK_WPASYNC`: nothing else is mapped there than what is registered for it.
+const SCAN_CHECK: u64 = 1 << 1;
 /// Regions that one call returns at most.
 const SCAN_LENGTH: usize = 512;
 
@@ -91,7 +96,35 @@ impl Pagemap {
         }
     }
 
+    /// The pages of `mapping` that were written since the last call, in order; from now on they count as not
+    /// written. The mapping is registered for that, with a userfaultfd. What was read for the first time may be
+    /// among them.
+    ///
+    /// # Errors
+    /// The kernel cannot tell, or it is not registered.
+    pub fn take_written(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
+        let written = ScanArguments {
+            flags: SCAN_PROTECT | SCAN_CHECK,
+            category_mask: PAGE_IS_WRITTEN,
+            ..ScanArguments::default()
+        };
+        self.regions(mapping, 0..mapping.size() as u64, &written)
+    }
+
     fn scan(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
+        let present = ScanArguments {
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            ..ScanArguments::default()
+        };
+        self.regions(mapping, part, &present)
+    }
+
+    fn regions(
+        &self,
+        mapping: &MmapRegion,
+        part: Range<u64>,
+        wanted: &ScanArguments,
+    ) -> io::Result<Vec<Pages>> {
         let base = mapping.as_ptr() as u64;
         let end = base.saturating_add(part.end);
         let mut regions = [PageRegion::default(); SCAN_LENGTH];
@@ -104,9 +137,8 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: SCAN_LENGTH as u64,
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 return_mask: PAGE_IS_FILE | PAGE_IS_SWAPPED,
-                ..ScanArguments::default()
+                ..*wanted
             };
             // SAFETY: the argument has the layout that the kernel expects, and names an array of that many
             // regions, which outlives the call; the kernel writes nothing else.

@@ -7,7 +7,9 @@
 //! [`memory::content`]: crate::memory::content
 
 mod edits;
+mod merge;
 mod overrides;
+mod parent;
 mod rehearsal;
 mod report;
 mod restore;
@@ -21,11 +23,13 @@ use thiserror::Error;
 
 pub use self::{
     edits::EditError,
+    merge::{MergeError, MergeReport, merge},
     overrides::OverrideError,
+    parent::ParentError,
     rehearsal::Rehearsal,
-    report::{RestoreReport, SaveReport},
+    report::{Difference, RestoreReport, SaveReport},
     restore::{Checked, Opened, Request, RestoreError, Revived, Verify},
-    save::{SaveError, save},
+    save::{SaveError, SaveRequest, save},
 };
 
 /// An address of a snapshot that is none.

@@ -40,8 +40,9 @@ impl Checked {
     /// # Errors
     /// What would keep it from succeeding, as far as that can be known.
     pub fn rehearse(self) -> Result<Rehearsal, RestoreError> {
-        let Self { request, snapshot, edited, overridden, config, layout, plan, .. } = self;
+        let Self { request, snapshot, edited, overridden, config, layout, mut plan, .. } = self;
         let saved = snapshot.open_memory()?;
+        plan.look_at(&saved);
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
             content::verify(&saved, true)?;

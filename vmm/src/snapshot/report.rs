@@ -6,7 +6,10 @@ use address_manager::{CommitReport, CommitTotals};
 use serde::Serialize;
 
 use super::Verify;
-use crate::{memory::content::ZoneMode, phases::Phase};
+use crate::{
+    memory::{changes::ZoneWay, content::ZoneMode},
+    phases::Phase,
+};
 
 /// What a snapshot came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,10 +20,28 @@ pub struct SaveReport {
     pub root: u32,
     /// Bytes of guest memory that were stored.
     pub memory_bytes: u64,
+    /// What it was held against, if it is a snapshot of differences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
+    /// Whether writes to memory are tracked from now on.
+    pub tracking: bool,
     /// Where the time went.
     pub phases: Vec<Phase>,
     /// All of it, in nanoseconds.
     pub total_ns: u64,
+}
+
+/// What a snapshot of differences was held against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The snapshot that it builds on.
+    pub parent: PathBuf,
+    /// That one's checksum over all.
+    pub parent_root: u32,
+    /// Bytes of guest memory that differ; those that are zero now are not stored.
+    pub changed_bytes: u64,
+    /// How that was found out.
+    pub ways: Vec<ZoneWay>,
 }
 
 /// What a restore came to.
@@ -60,8 +81,11 @@ impl fmt::Display for RestoreReport {
         for Phase { name, start_ns, ns } in &self.phases {
             writeln!(f, "  {name:<24} {:>12} from {}", milliseconds(*ns), milliseconds(*start_ns))?;
         }
-        for ZoneMode { zone, mode, why } in &self.memory {
+        for ZoneMode { zone, mode, why, copied_bytes } in &self.memory {
             write!(f, "  memory zone {zone}: {mode}")?;
+            if *copied_bytes > 0 {
+                write!(f, ", {copied_bytes} bytes copied in")?;
+            }
             match why {
                 Some(why) => writeln!(f, " (it {why})")?,
                 None => writeln!(f)?,
@@ -86,9 +110,16 @@ impl fmt::Display for RestoreReport {
 
 impl fmt::Display for SaveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { directory, root, memory_bytes, phases, total_ns } = self;
+        let Self { directory, root, memory_bytes, difference, tracking, phases, total_ns } = self;
         write!(f, "saved {} in {}", directory.display(), Milliseconds(*total_ns))?;
         write!(f, ": {memory_bytes} bytes of memory, checksum of all {root:#010x}")?;
+        if let Some(Difference { parent, changed_bytes, ways, .. }) = difference {
+            write!(f, ", {changed_bytes} bytes differ from {}", parent.display())?;
+            ways.iter().try_for_each(|ZoneWay { zone, way }| write!(f, ", {zone} {way}"))?;
+        }
+        if *tracking {
+            write!(f, ", writes are tracked from here on")?;
+        }
         phases.iter().try_for_each(|Phase { name, ns, .. }| write!(f, ", {name} {}", Milliseconds(*ns)))
     }
 }

@@ -243,14 +243,16 @@ impl Checked {
         on_memory_failure: OnFailure,
     ) -> Result<Revived, RestoreError> {
         let Self { request, mut phases, snapshot, edited, overridden, said, .. } = self;
-        let Self { mut config, ids, layout, supported, plan, .. } = self;
+        let Self { mut config, ids, layout, supported, mut plan, .. } = self;
         for zone in &mut config.memory {
             zone.prefault = request.prefault && request.memory != Some(MemoryMode::OnDemand);
         }
         let saved = Arc::new(snapshot.open_memory()?);
+        plan.look_at(&saved);
         let memory = phases
             .time("memory", || bring_back(&request, &config, &plan, &saved, progress, on_memory_failure))?;
-        let (memory, verified, memory_bytes) = memory;
+        let (mut memory, verified, memory_bytes) = memory;
+        memory.came_from(snapshot.root(), &plan);
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());

@@ -1,19 +1,29 @@
 //! A paused machine into a directory.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use api_client::wire;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use thiserror::Error;
-use vm_migration::snapshot::{FORMAT, Manifest, MemoryTable, SnapshotError, SnapshotWriter};
+use vm_migration::snapshot::{
+    Chain, FORMAT, FORMAT_CHAIN, Manifest, MemoryTable, PAGE_SIZE, SnapshotError, SnapshotWriter,
+};
 
-use super::SaveReport;
+use super::{
+    SaveReport,
+    parent::{Parent, ParentError},
+    report::Difference,
+};
 use crate::{
-    config::VmConfig,
+    config::{MemoryZoneConfig, VmConfig},
     jobs::Progress,
     machine::{Machine, StateError},
-    memory::content::{self, ContentError, is_kept_in_snapshot},
+    memory::{
+        GuestMemory,
+        changes::{TrackError, ZoneWay},
+        content::{self, ContentError, Stored, is_kept_in_snapshot},
+    },
     phases::Phases,
 };
 
@@ -23,6 +33,12 @@ pub enum SaveError {
     /// The directory cannot be used or written.
     #[error("snapshot directory")]
     Directory(#[from] SnapshotError),
+    /// The other snapshot cannot be built on.
+    #[error(transparent)]
+    Parent(#[from] ParentError),
+    /// Writes cannot be tracked.
+    #[error("track_changes")]
+    Track(#[from] TrackError),
     /// A part of the machine does not hand out its state.
     #[error("machine state")]
     State(#[from] StateError),
@@ -40,38 +56,86 @@ pub enum SaveError {
     Write(#[from] serde_json::Error),
 }
 
-/// Saves a paused machine into `target`, a directory that is there and holds no snapshot. `said` is the
-/// configuration as clients know it, `config` what it came to.
+/// What is to be saved, and how.
+#[derive(Clone, Debug)]
+pub struct SaveRequest {
+    /// A directory that is there and holds no snapshot.
+    pub target: PathBuf,
+    /// The snapshot whose differences are saved; all is saved if not given.
+    pub parent: Option<PathBuf>,
+    /// Whether writes to memory are tracked from then on; if not given, that stays as it is.
+    pub track: Option<bool>,
+}
+
+/// Saves a paused machine. `said` is the configuration as clients know it, `config` what it came to.
 ///
 /// # Errors
-/// See [`SaveError`]; `target` then holds no snapshot.
+/// See [`SaveError`]; the target then holds no snapshot.
 pub fn save(
-    machine: &Machine,
+    machine: &mut Machine,
     said: &wire::VmConfig,
     config: &VmConfig,
-    target: &Path,
+    request: &SaveRequest,
+    progress: &Progress,
+) -> Result<SaveReport, SaveError> {
+    let was_tracking = machine.memory_mut().tracker().is_some();
+    let saved = save_tracking(machine, said, config, request, progress);
+    let tracker = machine.memory_mut().tracker();
+    match (&saved, request.track) {
+        (Ok(report), Some(true)) => {
+            if let Some(tracker) = tracker {
+                tracker.begin_at(report.root);
+            }
+        }
+        (Ok(_), Some(false)) => *tracker = None,
+        // What was begun for a snapshot that is none tells nothing.
+        (Err(_), _) if !was_tracking => *tracker = None,
+        _ => {}
+    }
+    saved
+}
+
+fn save_tracking(
+    machine: &mut Machine,
+    said: &wire::VmConfig,
+    config: &VmConfig,
+    request: &SaveRequest,
     progress: &Progress,
 ) -> Result<SaveReport, SaveError> {
     let mut phases = Phases::begin();
-    let writer = SnapshotWriter::create(target)?;
-    let (sections, cpu) = phases.time("state", || machine.save())?;
+    let writer = SnapshotWriter::create(&request.target)?;
     let zones = config.memory.iter().map(|zone| (zone.id.as_str(), zone.size, is_kept_in_snapshot(zone)));
     let mut table = MemoryTable::new(zones).ok_or(SaveError::Size { size: config.memory_size() })?;
-    let memory = machine.memory().zones();
+    let parent = request.parent.as_ref().map(|directory| {
+        phases.time("parent", || {
+            let parent = Parent::open(directory, machine.layout())?;
+            parent.check(&table).map(|()| parent)
+        })
+    });
+    let parent = parent.transpose()?;
+    let (sections, cpu) = phases.time("state", || machine.save())?;
     progress.phase("memory", None);
-    if let Some(pager) = machine.memory().pager() {
-        phases.time("fill", || pager.fill(progress))?;
-    }
-    let memory_bytes = phases.time("memory", || {
-        let path = writer.memory_path();
-        content::save(&memory, &mut table, writer.memory(), &path, progress)
+    let kept: Vec<_> = config.memory.iter().filter(|zone| is_kept_in_snapshot(zone)).collect();
+    let memory = machine.memory_mut();
+    prepare(memory, &kept, parent.as_ref(), request.track, &mut phases, progress)?;
+    let (stored, ways) = phases.time("memory", || {
+        let target = (writer.memory(), writer.memory_path());
+        store(memory, &kept, parent.as_ref(), &mut table, target, progress)
     })?;
     progress.phase("write and sync", None);
+    let difference = parent.as_ref().map(|parent| Difference {
+        parent: parent.snapshot.directory().to_owned(),
+        parent_root: parent.snapshot.root(),
+        changed_bytes: stored.own.pages().saturating_mul(PAGE_SIZE),
+        ways,
+    });
+    let chain =
+        parent.map(|parent| Chain::over(&parent.snapshot, stored.own, &request.target)).transpose()?;
     let text = serde_json::to_string(said)?;
     let (cpu, layout, config) = (raw(&cpu)?, raw(machine.layout())?, RawValue::from_string(text.clone())?);
     let manifest = phases.time("write and sync", || {
         writer.finish(&text, &sections, |state, sections| Manifest {
-            format: FORMAT,
+            format: if chain.is_some() { FORMAT_CHAIN } else { FORMAT },
             program: concat!("cumulet ", env!("CARGO_PKG_VERSION")).to_owned(),
             cpu,
             layout,
@@ -79,15 +143,66 @@ pub fn save(
             state,
             sections,
             memory: table,
+            chain,
         })
     })?;
     Ok(SaveReport {
-        directory: target.to_owned(),
+        directory: request.target.clone(),
         root: manifest.root()?,
-        memory_bytes,
+        memory_bytes: stored.bytes,
+        difference,
+        tracking: request.track.unwrap_or_else(|| machine.memory_mut().tracker().is_some()),
         total_ns: phases.total_ns(),
         phases: phases.done().to_vec(),
     })
+}
+
+/// Brings in what must be there, and sees to it that what has been written is known.
+fn prepare(
+    memory: &mut GuestMemory,
+    kept: &[&MemoryZoneConfig],
+    parent: Option<&Parent>,
+    track: Option<bool>,
+    phases: &mut Phases,
+    progress: &Progress,
+) -> Result<(), SaveError> {
+    let track = track == Some(true);
+    let can_be_missing = parent.is_some_and(|parent| memory.is_paged_from(parent.snapshot.root()));
+    if memory.pager().is_some() && (track || !can_be_missing) {
+        phases.time("fill", || memory.fill(progress))?;
+    }
+    if track {
+        // A zone has one userfaultfd.
+        memory.end_paging();
+    }
+    if track || memory.tracker().is_some() {
+        phases.time("track", || memory.track(kept))?;
+    }
+    Ok(())
+}
+
+fn store(
+    memory: &GuestMemory,
+    kept: &[&MemoryZoneConfig],
+    parent: Option<&Parent>,
+    table: &mut MemoryTable,
+    (file, path): (&std::fs::File, PathBuf),
+    progress: &Progress,
+) -> Result<(Stored, Vec<ZoneWay>), SaveError> {
+    let (pages, ways) = match parent {
+        Some(parent) => memory.changes(parent.snapshot.root(), &parent.memory)?,
+        None => {
+            let kept: Vec<_> = kept.iter().map(|zone| zone.id.as_str()).collect();
+            (memory.pages(&kept)?, Vec::new())
+        }
+    };
+    let below = parent.map(|parent| &parent.memory);
+    match content::save(&pages, below, table, (file, &path), progress) {
+        Ok(stored) => Ok((stored, ways)),
+        // Nothing else is read.
+        Err(ContentError::Saved(source)) => Err(ParentError::Memory(source).into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn raw(value: &impl Serialize) -> Result<Box<RawValue>, serde_json::Error> {

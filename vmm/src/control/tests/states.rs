@@ -23,7 +23,7 @@ fn all() -> Vec<(&'static str, Command)> {
         ("pause", Command::Pause),
         ("power-button", Command::PowerButton),
         ("nmi", Command::Nmi),
-        ("snapshot", Command::Snapshot(wire::VmSnapshotConfig { destination_url: url() })),
+        ("snapshot", Command::Snapshot(wire::VmSnapshotConfig::to(url()))),
         ("restore", Command::Restore(Box::new(restore()))),
         ("coredump", Command::Coredump(wire::VmCoredumpData { destination_url: url() })),
         ("resize", Command::Resize(wire::VmResize { desired_vcpus: Some(3), ..Default::default() })),
@@ -111,7 +111,7 @@ fn running_and_paused() {
     bench.handle.call(Command::Boot).unwrap();
     assert_eq!(bench.state(), Some(VmState::Running));
     let url = "file:///nowhere".to_owned();
-    let snapshot = Command::Snapshot(wire::VmSnapshotConfig { destination_url: url });
+    let snapshot = Command::Snapshot(wire::VmSnapshotConfig::to(url));
     assert_eq!(refusal(bench.handle.call(snapshot)).1, "Trying to snapshot while VM is running");
     check_all(
         &bench,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vm_memory::{MmapRegion, VolatileMemory};
-use vm_migration::snapshot::SavedMemory;
+use vm_migration::snapshot::{MemoryFile, SavedMemory};
 
 use super::{CHUNKS_PER_THREAD, ContentError, Tally, pages::filled};
 use crate::parallel;
@@ -56,6 +56,27 @@ fn start_of(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
+/// Hands out all of a snapshot's memory that is not zero, several parts at once and in no order, each with its place
+/// in the file in bytes. Each chunk is checked before.
+///
+/// # Errors
+/// The snapshot cannot be read, a chunk is not what was saved, or that of `take`.
+pub fn for_each_part(
+    saved: &SavedMemory,
+    take: impl Fn(u64, &[u8]) -> Result<(), ContentError> + Sync,
+) -> Result<(), ContentError> {
+    let size = saved.table().chunk_size;
+    let work: Vec<u64> = saved.table().chunks.iter().map(|(chunk, _)| chunk).collect();
+    parallel::for_each(&work, CHUNKS_PER_THREAD, saved.chunk_length(), |chunk, buffer| {
+        saved.read_chunk(*chunk, buffer, true)?;
+        for run in filled(buffer) {
+            take(chunk * size + run.start as u64, buffer.get(run).unwrap_or_default())?;
+        }
+        Ok::<_, ContentError>(None::<()>)
+    })?;
+    Ok(())
+}
+
 /// Checks a snapshot's memory: with `listed` each chunk that was saved against its checksum (without, that is
 /// left to [`load`]), and all else to be zero.
 ///
@@ -66,19 +87,16 @@ pub fn verify(saved: &SavedMemory, listed: bool) -> Result<(), ContentError> {
     let size = table.chunk_size;
     let mut work: Vec<u64> = table.chunks.iter().filter(|_| listed).map(|(chunk, _)| chunk).collect();
     // What has no checksum was zero: it costs nothing to look at where it is a hole.
-    let scanned = super::touched::data(saved.file(), 0, table.size);
-    let parts = scanned.map_err(|source| ContentError::File {
-        operation: "examine",
-        path: saved.path().to_owned(),
-        offset: 0,
-        source,
-    })?;
-    let mut next = 0;
-    for part in parts {
-        let chunks = (part.start / size).max(next)..part.end.div_ceil(size);
-        next = chunks.end;
-        work.extend(chunks.filter(|chunk| table.chunks.get(*chunk).is_none()));
+    for MemoryFile { file, path } in saved.files() {
+        let (operation, offset) = ("examine", 0);
+        let failed = |source| ContentError::File { operation, path: path.clone(), offset, source };
+        for part in super::touched::data(file, 0, table.size).map_err(failed)? {
+            let chunks = part.start / size..part.end.div_ceil(size);
+            work.extend(chunks.filter(|chunk| table.chunks.get(*chunk).is_none()));
+        }
     }
+    work.sort_unstable();
+    work.dedup();
     parallel::for_each(&work, CHUNKS_PER_THREAD, saved.chunk_length(), |chunk, buffer| {
         saved.read_chunk(*chunk, buffer, true)?;
         Ok::<_, ContentError>(None::<()>)

@@ -20,10 +20,11 @@ use thiserror::Error;
 use vm_migration::snapshot::ChunkError;
 
 pub use self::{
-    load::{load, verify},
+    load::{for_each_part, load, verify},
     plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
-    save::save,
+    save::{Rest, Stored, ZonePages, save},
     tally::Tally,
+    touched::{data, touched},
 };
 
 /// Chunks for which a thread of its own is worth it.

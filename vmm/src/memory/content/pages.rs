@@ -14,18 +14,41 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 /// The runs of pages in `bytes` that are not zero, as byte ranges.
 pub fn filled(bytes: &[u8]) -> Vec<Range<usize>> {
-    let page = usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX);
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut at = 0;
-    for content in bytes.chunks(page) {
-        let end = at + content.len();
-        if !is_zero(content) {
-            match runs.last_mut() {
-                Some(run) if run.end == at => run.end = end,
-                _ => runs.push(at..end),
-            }
-        }
-        at = end;
+    let mut runs = Runs::default();
+    for content in bytes.chunks(page()) {
+        runs.add(content.len(), !is_zero(content));
     }
-    runs
+    runs.found
+}
+
+/// The runs of pages in `bytes` that are not the same in `others`, which are as many, as byte ranges.
+pub fn different(bytes: &[u8], others: &[u8]) -> Vec<Range<usize>> {
+    let mut runs = Runs::default();
+    for (content, other) in bytes.chunks(page()).zip(others.chunks(page())) {
+        runs.add(content.len(), content != other);
+    }
+    runs.found
+}
+
+fn page() -> usize {
+    usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX)
+}
+
+/// Runs of what was chosen of bytes that follow one another.
+#[derive(Default)]
+struct Runs {
+    at: usize,
+    found: Vec<Range<usize>>,
+}
+
+impl Runs {
+    fn add(&mut self, length: usize, chosen: bool) {
+        let (start, end) = (self.at, self.at + length);
+        self.at = end;
+        match self.found.last_mut() {
+            _ if !chosen => {}
+            Some(run) if run.end == start => run.end = end,
+            _ => self.found.push(start..end),
+        }
+    }
 }

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde::Serialize;
-use vm_migration::snapshot::MemoryTable;
+use vm_migration::snapshot::{MemoryTable, SavedMemory};
 
 use super::ContentError;
-use crate::config::MemoryZoneConfig;
+use crate::{config::MemoryZoneConfig, memory::overlays::Overlays};
 
 /// A way for memory to come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,6 +43,15 @@ pub struct ZoneMode {
     pub mode: MemoryMode,
     /// Why it is not the mode that is used where nothing speaks against it; none where it is.
     pub why: Option<&'static str>,
+    /// Bytes of a zone in mode `cow` that were copied in all the same: a chain of snapshots has more runs of
+    /// pages than are mapped.
+    #[serde(skip_serializing_if = "is_none")]
+    pub copied_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// The ways of all zones.
@@ -118,20 +127,28 @@ impl RestorePlan {
                 (Some(_), None) if against.is_some() => (MemoryMode::Copy, against),
                 (Some(_), None) => (MemoryMode::Cow, None),
             };
-            plan.zones.push(ZoneMode { zone: zone.id.clone(), mode, why });
+            plan.zones.push(ZoneMode { zone: zone.id.clone(), mode, why, copied_bytes: 0 });
         }
         Ok(plan)
     }
 
+    /// Looks at what is to be mapped: whether that are not too many parts.
+    pub fn look_at(&mut self, saved: &SavedMemory) {
+        for zone in self.zones.iter_mut().filter(|zone| zone.mode == MemoryMode::Cow) {
+            zone.copied_bytes = Overlays::of(saved, &zone.zone).copied_bytes();
+        }
+    }
+
     /// Bytes of the memory file that are read before the guest runs, whole chunks.
     pub fn bytes_to_read(&self, table: &MemoryTable) -> u64 {
+        let some = self.zones.iter().fold(0, |sum: u64, zone| sum.saturating_add(zone.copied_bytes));
         let size = table.chunk_size;
         let copied = self.zones.iter().filter(|zone| zone.mode == MemoryMode::Copy);
         let chunks = copied.filter_map(|zone| {
             let chunks = table.zone(&zone.zone)?.chunks(size)?;
             Some(table.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)).count() as u64)
         });
-        chunks.fold(0, |sum, chunks| sum.saturating_add(chunks.saturating_mul(size)))
+        chunks.fold(some, |sum, chunks| sum.saturating_add(chunks.saturating_mul(size)))
     }
 
     /// The mode of a zone.

@@ -1,6 +1,7 @@
-//! Guest memory into a snapshot's memory file.
+//! Guest memory into a snapshot's memory file: all of it, or what differs from another snapshot.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     ops::Range,
     os::unix::fs::FileExt,
@@ -12,100 +13,228 @@ use std::{
 };
 
 use vm_memory::{MmapRegion, VolatileMemory};
-use vm_migration::snapshot::{ChunkDigests, MemoryTable};
+use vm_migration::snapshot::{ChunkDigests, MemoryTable, PAGE_SIZE, PageRuns, SavedMemory};
 
-use super::{CHUNKS_PER_THREAD, ContentError, Tally, pages::filled, touched::touched};
+use super::{
+    CHUNKS_PER_THREAD, ContentError, Tally,
+    pages::{different, filled, is_zero},
+};
 use crate::parallel;
 
-/// A chunk of a zone that may not be zero.
-struct Chunk<'zone> {
-    mapping: &'zone MmapRegion,
-    /// Where in the zone it begins, and how much of it is the zone's.
-    within: Range<u64>,
-    /// Where in the file.
-    offset: u64,
-    /// Parts of the zone, in or across this chunk, that were touched.
-    parts: &'zone [Range<u64>],
+/// What of a zone is to be looked at.
+#[derive(Debug)]
+pub struct ZonePages {
+    /// The zone.
+    pub zone: String,
+    /// Its memory.
+    pub mapping: Arc<MmapRegion>,
+    /// The parts: offsets in bytes on page boundaries, in order, apart from one another.
+    pub parts: Vec<Range<u64>>,
+    /// What is in the others.
+    pub rest: Rest,
 }
 
-/// Writes the zones that `table` keeps into `file`, sparse, and their checksums into `table`. The guest must
-/// stand still. `tally` is told of bytes as they are written. Returns the number of bytes that were.
+/// What is in pages that are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Zeros.
+    Zero,
+    /// What the other snapshot has.
+    Unchanged,
+}
+
+/// What was stored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Bytes that were written.
+    pub bytes: u64,
+    /// Pages of the memory file that differ from the other snapshot; none if there is none.
+    pub own: PageRuns,
+}
+
+/// A chunk of a zone that may have to be stored.
+struct Chunk<'zone> {
+    zone: &'zone ZonePages,
+    /// Where in the zone it begins, and how much of it is the zone's.
+    within: Range<u64>,
+    /// Its number in the file.
+    number: u64,
+}
+
+/// What became of a chunk.
+struct Done {
+    number: u64,
+    /// Its checksum, if it is not zero.
+    digest: Option<u32>,
+    /// Pages of the file that differ from the other snapshot.
+    own: Vec<Range<u64>>,
+}
+
+/// Writes zones that `table` keeps into `file`, sparse, and their checksums into `table`. With `parent`, whose
+/// memory has the same table, only pages that differ from it are written, and checksums of what does not stay
+/// what they are there. The guest must stand still. `tally` is told of bytes as they are written.
 ///
 /// # Errors
-/// The file cannot be written, or the kernel does not tell what was touched.
+/// The file cannot be written, or the parent cannot be read or is damaged.
 pub fn save(
-    zones: &[(String, Arc<MmapRegion>)],
+    zones: &[ZonePages],
+    parent: Option<&SavedMemory>,
     table: &mut MemoryTable,
-    file: &File,
-    path: &Path,
+    (file, path): (&File, &Path),
     tally: &dyn Tally,
-) -> Result<u64, ContentError> {
+) -> Result<Stored, ContentError> {
     let failed = |offset| {
         move |source| ContentError::File { operation: "write", path: path.to_owned(), offset, source }
     };
     file.set_len(table.size).map_err(failed(0))?;
-    let mut kept = Vec::new();
-    for (zone, mapping) in zones {
-        if let Some(offset) = table.zone(zone).and_then(|content| content.offset) {
-            let parts =
-                touched(mapping).map_err(|source| ContentError::Scan { zone: zone.clone(), source })?;
-            kept.push((mapping, offset, parts));
-        }
-    }
     let size = table.chunk_size;
-    let mut work = Vec::new();
-    for (mapping, offset, parts) in &kept {
-        let end = mapping.size() as u64;
-        let mut next = 0;
-        for part in parts {
-            let mut at = (part.start / size * size).max(next);
-            while at < part.end {
-                let within = at..at.saturating_add(size).min(end);
-                work.push(Chunk { mapping, within, offset: offset + at, parts });
-                at += size;
-            }
-            next = at;
-        }
-    }
+    let work: Vec<_> = zones.iter().flat_map(|zone| chunks(zone, parent, table)).collect();
     let length = usize::try_from(size).unwrap_or(usize::MAX);
+    let buffers = if parent.is_some() { length.saturating_mul(2) } else { length };
     let written = AtomicU64::new(0);
-    let mut digests = parallel::for_each(&work, CHUNKS_PER_THREAD, length, |chunk, buffer| {
+    let done = parallel::for_each(&work, CHUNKS_PER_THREAD, buffers, |chunk, buffer| {
         if tally.is_cancelled() {
             return Err(ContentError::Cancelled);
         }
-        let Some(bytes) = fetch(chunk, buffer) else { return Ok(None) };
-        let runs = filled(bytes);
+        let (now, before) = buffer.split_at_mut(length.min(buffer.len()));
+        if let Some(parent) = parent {
+            below(parent, chunk.number, before)?;
+        }
+        let runs = match (parent, chunk.zone.rest) {
+            (None, _) if !chunk.fetch(now) => return Ok(None),
+            (None, _) => filled(now),
+            (Some(_), Rest::Zero) => {
+                chunk.fetch(now);
+                different(now, before)
+            }
+            (Some(_), Rest::Unchanged) => {
+                now.copy_from_slice(before);
+                chunk.lay_over(now);
+                different(now, before)
+            }
+        };
         if runs.is_empty() {
             return Ok(None);
         }
-        for run in runs {
-            let at = chunk.offset + run.start as u64;
-            let content = bytes.get(run).unwrap_or_default();
-            file.write_all_at(content, at).map_err(failed(at))?;
-            written.fetch_add(content.len() as u64, Ordering::Relaxed);
-            tally.add(content.len() as u64);
+        let offset = chunk.number * size;
+        for run in &runs {
+            let content = now.get(run.clone()).unwrap_or_default();
+            for part in filled(content) {
+                let at = offset + (run.start + part.start) as u64;
+                let bytes = content.get(part).unwrap_or_default();
+                file.write_all_at(bytes, at).map_err(failed(at))?;
+                written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                tally.add(bytes.len() as u64);
+            }
         }
         // The last chunk of a zone is filled up with zeros, as the file is.
-        Ok(Some((chunk.offset / size, crc32c::crc32c(bytes))))
+        let digest = (parent.is_none() || !is_zero(now)).then(|| crc32c::crc32c(now));
+        let pages = |run: &Range<usize>| {
+            let (start, end) = (offset + run.start as u64, offset + run.end as u64);
+            start / PAGE_SIZE..end.div_ceil(PAGE_SIZE)
+        };
+        let own = if parent.is_some() { runs.iter().map(pages).collect() } else { Vec::new() };
+        Ok(Some(Done { number: chunk.number, digest, own }))
     })?;
-    digests.sort_unstable();
-    table.chunks = ChunkDigests::from_sorted(digests);
-    Ok(written.load(Ordering::Relaxed))
+    table.chunks = digests(parent, &done);
+    let own = PageRuns::from_ranges(done.into_iter().flat_map(|done| done.own));
+    Ok(Stored { bytes: written.into_inner(), own })
 }
 
-/// Copies what was touched of a chunk into the buffer; the rest of it is zero. `None` if nothing was.
-fn fetch<'buffer>(chunk: &Chunk<'_>, buffer: &'buffer mut [u8]) -> Option<&'buffer [u8]> {
-    let Range { start, end } = chunk.within;
-    let first = chunk.parts.partition_point(|part| part.end <= start);
-    let mut filled_to = 0;
-    for part in chunk.parts.get(first..)?.iter().take_while(|part| part.start < end) {
-        let (from, to) = (part.start.max(start), part.end.min(end));
-        let place = usize::try_from(from - start).ok()?..usize::try_from(to - start).ok()?;
-        buffer.get_mut(filled_to..place.start)?.fill(0);
-        filled_to = place.end;
-        let slice = chunk.mapping.get_slice(usize::try_from(from).ok()?, place.len()).ok()?;
-        slice.copy_to(buffer.get_mut(place)?);
+/// The checksums of what is stored now, and of what stays as it is in the parent.
+fn digests(parent: Option<&SavedMemory>, done: &[Done]) -> ChunkDigests {
+    let now: BTreeMap<u64, Option<u32>> = done.iter().map(|done| (done.number, done.digest)).collect();
+    let before = parent.into_iter().flat_map(|parent| parent.table().chunks.iter());
+    let stays = before.filter(|(number, _)| !now.contains_key(number));
+    let changed = now.iter().filter_map(|(number, digest)| Some((*number, (*digest)?)));
+    let mut all: Vec<_> = stays.chain(changed).collect();
+    all.sort_unstable();
+    ChunkDigests::from_sorted(all)
+}
+
+/// What the parent has of a chunk, which is checked.
+fn below(parent: &SavedMemory, chunk: u64, buffer: &mut [u8]) -> Result<(), ContentError> {
+    if parent.table().chunks.get(chunk).is_none() {
+        buffer.fill(0);
+        return Ok(());
     }
-    buffer.get_mut(filled_to..)?.fill(0);
-    (filled_to > 0).then_some(&*buffer)
+    Ok(parent.read_chunk(chunk, buffer, true)?)
+}
+
+/// The chunks of a zone that may have to be stored.
+fn chunks<'zone>(
+    zone: &'zone ZonePages,
+    parent: Option<&SavedMemory>,
+    table: &MemoryTable,
+) -> Vec<Chunk<'zone>> {
+    let size = table.chunk_size;
+    let Some(all) = table.zone(&zone.zone).and_then(|content| content.chunks(size)) else {
+        return Vec::new();
+    };
+    let touched = zone.parts.iter().flat_map(|part| part.start / size..part.end.div_ceil(size));
+    let mut numbers: Vec<u64> = touched.map(|chunk| all.start.saturating_add(chunk)).collect();
+    if let (Some(parent), Rest::Zero) = (parent, zone.rest) {
+        // What was there and is zero now is a change, too.
+        let known = parent.table().chunks.iter().map(|(chunk, _)| chunk);
+        numbers.extend(known.filter(|chunk| all.contains(chunk)));
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    let end = zone.mapping.size() as u64;
+    let chunk = |number: u64| {
+        let start = (number - all.start) * size;
+        Chunk { zone, within: start..start.saturating_add(size).min(end), number }
+    };
+    numbers.into_iter().filter(|number| all.contains(number)).map(chunk).collect()
+}
+
+impl Chunk<'_> {
+    /// Copies the parts into the buffer; the rest of it is zero. `false` if there is none.
+    fn fetch(&self, buffer: &mut [u8]) -> bool {
+        let mut filled_to = 0;
+        for (from, place) in self.parts() {
+            zero(buffer, filled_to..place.start);
+            filled_to = place.end;
+            self.copy(from, buffer.get_mut(place));
+        }
+        zero(buffer, filled_to..buffer.len());
+        filled_to > 0
+    }
+
+    /// Copies the parts into the buffer; the rest of it stays as it is.
+    fn lay_over(&self, buffer: &mut [u8]) {
+        for (from, place) in self.parts() {
+            self.copy(from, buffer.get_mut(place));
+        }
+    }
+
+    /// Where in the zone each part in this chunk begins, and its place in a buffer.
+    fn parts(&self) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let Range { start, end } = self.within;
+        let first = self.zone.parts.partition_point(|part| part.end <= start);
+        let parts = self.zone.parts.get(first..).unwrap_or_default();
+        parts.iter().take_while(move |part| part.start < end).map(move |part| {
+            let (from, to) = (part.start.max(start), part.end.min(end));
+            (from, length(from - start)..length(to - start))
+        })
+    }
+
+    fn copy(&self, from: u64, to: Option<&mut [u8]>) {
+        // The parts are the zone's, and the chunk is: this cannot be outside.
+        if let Some(to) = to
+            && let Ok(slice) = self.zone.mapping.get_slice(length(from), to.len())
+        {
+            slice.copy_to(to);
+        }
+    }
+}
+
+fn zero(buffer: &mut [u8], gap: Range<usize>) {
+    if let Some(gap) = buffer.get_mut(gap) {
+        gap.fill(0);
+    }
+}
+
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

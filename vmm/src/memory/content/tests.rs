@@ -1,14 +1,14 @@
 //! Content that was saved comes back, and damage is found.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use vm_memory::{MmapRegion, VolatileMemory};
-use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryTable, SavedMemory};
+use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryFile, MemoryTable, SavedMemory};
 
 use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
 use crate::{config::MemoryZoneConfig, memory::GuestMemory};
@@ -44,7 +44,7 @@ fn read(mapping: &MmapRegion, at: u64) -> u8 {
 /// Two zones, the second of which does not end with a chunk, and a few written pages.
 struct Saved {
     zones: Vec<MemoryZoneConfig>,
-    memory: SavedMemory,
+    memory: Arc<SavedMemory>,
     stored: u64,
 }
 
@@ -64,7 +64,8 @@ fn path() -> PathBuf {
 fn saved(shared: bool) -> Saved {
     let mut zones = vec![zone("a", 64 * CHUNK_SIZE), zone("b", 2 * CHUNK_SIZE + 3 * PAGE)];
     zones.iter_mut().for_each(|zone| zone.shared = shared);
-    let memory = GuestMemory::map(&zones).unwrap().zones();
+    let guest = GuestMemory::map(&zones).unwrap();
+    let memory = guest.zones();
     for (zone, at, value) in PLACES {
         write(&memory[zone].1, at, value);
     }
@@ -73,16 +74,20 @@ fn saved(shared: bool) -> Saved {
     let sizes = zones.iter().map(|zone| (zone.id.as_str(), zone.size, true));
     let mut table = MemoryTable::new(sizes).unwrap();
     let file = tempfile::tempfile().unwrap();
-    let stored = save(&memory, &mut table, &file, &path(), &()).unwrap();
-    Saved { zones, memory: SavedMemory::new(table, file, path()), stored }
+    let stored = store(&guest, &mut table, &file).unwrap();
+    Saved { zones, memory: Arc::new(SavedMemory::new(table, MemoryFile::new(file, path()))), stored }
 }
 
-fn restored(saved: &Saved, mode: Option<MemoryMode>) -> Vec<(String, Arc<MmapRegion>)> {
+fn store(guest: &GuestMemory, table: &mut MemoryTable, file: &File) -> Result<u64, ContentError> {
+    let pages = guest.pages(&["a", "b"]).unwrap();
+    save(&pages, None, table, (file, Path::new("target/memory-ranges")), &()).map(|stored| stored.bytes)
+}
+
+fn restored(saved: &Saved, mode: Option<MemoryMode>) -> GuestMemory {
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap().zones();
-    let copied: Vec<_> =
-        memory.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy)).cloned().collect();
-    load(&copied, &saved.memory, true, &()).unwrap();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap();
+    let copied = memory.zones().into_iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy));
+    load(&copied.collect::<Vec<_>>(), &saved.memory, true, &()).unwrap();
     memory
 }
 
@@ -92,8 +97,8 @@ fn only_what_is_not_zero_is_stored() {
         let saved = saved(shared);
         assert_eq!(saved.stored, PLACES.len() as u64 * PAGE);
         assert_eq!(saved.memory.table().chunks.count(), 5);
-        assert_eq!(saved.memory.file().metadata().unwrap().len(), 67 * CHUNK_SIZE);
-        assert!(saved.memory.file().metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
+        assert_eq!(saved.memory.base().file.metadata().unwrap().len(), 67 * CHUNK_SIZE);
+        assert!(saved.memory.base().file.metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
         verify(&saved.memory, true).unwrap();
     }
 }
@@ -102,7 +107,8 @@ fn only_what_is_not_zero_is_stored() {
 fn every_mode_brings_it_back() {
     for mode in [None, Some(MemoryMode::Copy), Some(MemoryMode::Cow)] {
         let saved = saved(false);
-        let memory = restored(&saved, mode);
+        let guest = restored(&saved, mode);
+        let memory = guest.zones();
         for (zone, at, value) in PLACES {
             assert_eq!(read(&memory[zone].1, at), value, "{mode:?} {zone} {at:#x}");
         }
@@ -113,7 +119,7 @@ fn every_mode_brings_it_back() {
         verify(&saved.memory, true).unwrap();
         let mut table = saved.memory.table().clone();
         let again = tempfile::tempfile().unwrap();
-        let stored = save(&memory, &mut table, &again, &path(), &()).unwrap();
+        let stored = store(&guest, &mut table, &again).unwrap();
         assert_eq!(stored, saved.stored + PAGE, "{mode:?}");
     }
 }
@@ -128,7 +134,7 @@ fn zones_get_what_they_can_have() {
         refused.to_string(),
         "memory mode cow: memory zone a is shared, and what other processes touch cannot be brought in"
     );
-    let memory = restored(&saved, None);
+    let memory = restored(&saved, None).zones();
     for (zone, at, value) in PLACES {
         assert_eq!(read(&memory[zone].1, at), value);
     }
@@ -156,18 +162,22 @@ fn a_zones_own_file_keeps_its_content() {
     own.file = Some(directory.path().join("zone"));
     own.shared = true;
     let zones = vec![own];
-    let memory = GuestMemory::map(&zones).unwrap().zones();
-    write(&memory[0].1, PAGE, 7);
+    let guest = GuestMemory::map(&zones).unwrap();
+    write(&guest.zones()[0].1, PAGE, 7);
     let keep = super::is_kept_in_snapshot(&zones[0]);
     let mut table = MemoryTable::new([("a", zones[0].size, keep)]).unwrap();
     let file = tempfile::tempfile().unwrap();
-    assert_eq!(save(&memory, &mut table, &file, &path(), &()).unwrap(), 0);
+    assert_eq!(store(&guest, &mut table, &file).unwrap(), 0);
     assert_eq!((table.size, table.chunks.count()), (0, 0));
     // Many machines from one template: each maps the file privately.
     let mut private = zones.clone();
     private[0].shared = false;
-    let saved = Saved { zones: private, memory: SavedMemory::new(table, file, path()), stored: 0 };
-    let memory = restored(&saved, None);
+    let saved = Saved {
+        zones: private,
+        memory: Arc::new(SavedMemory::new(table, MemoryFile::new(file, path()))),
+        stored: 0,
+    };
+    let memory = restored(&saved, None).zones();
     assert_eq!(read(&memory[0].1, PAGE), 7);
     write(&memory[0].1, PAGE, 8);
     let mut missing = saved.zones.clone();
@@ -181,8 +191,8 @@ fn damage_is_found_before_it_is_used() {
     let saved = saved(false);
     let damage = |at: u64| {
         let mut byte = [0];
-        saved.memory.file().read_exact_at(&mut byte, at).unwrap();
-        saved.memory.file().write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        saved.memory.base().file.read_exact_at(&mut byte, at).unwrap();
+        saved.memory.base().file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
     };
     let check = || verify(&saved.memory, true);
     // In what was stored, and in what was not.
@@ -206,11 +216,14 @@ fn damage_is_found_before_it_is_used() {
 fn files_that_cannot_be_written_or_read_are_named() {
     let saved = saved(false);
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let memory = restored(&saved, None);
+    let guest = restored(&saved, None);
     let mut table = saved.memory.table().clone();
-    let error = save(&memory, &mut table, &full, Path::new("target/memory-ranges"), &());
+    let error = store(&guest, &mut table, &full);
     assert!(error.unwrap_err().to_string().contains("cannot write target/memory-ranges"));
-    let short = SavedMemory::new(saved.memory.table().clone(), tempfile::tempfile().unwrap(), path());
-    let error = load(&memory, &short, true, &()).unwrap_err();
+    let short = SavedMemory::new(
+        saved.memory.table().clone(),
+        MemoryFile::new(tempfile::tempfile().unwrap(), path()),
+    );
+    let error = load(&guest.zones(), &short, true, &()).unwrap_err();
     assert!(matches!(error, ContentError::Saved(ChunkError::Read { .. })));
 }

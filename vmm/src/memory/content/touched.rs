@@ -9,14 +9,14 @@ use vm_memory::MmapRegion;
 use crate::{config::PAGE_SIZE, memory::pagemap::Pagemap};
 
 /// The parts of `mapping` that may not be zero: offsets from its start in bytes, on page boundaries, in
-/// order, apart from one another.
+/// order, apart from one another. `more` are such that the file behind it does not have.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn touched(mapping: &MmapRegion) -> io::Result<Vec<Range<u64>>> {
+pub fn touched(mapping: &MmapRegion, more: Vec<Range<u64>>) -> io::Result<Vec<Range<u64>>> {
     let size = mapping.size() as u64;
     let private = mapping.flags() & libc::MAP_SHARED == 0;
-    let mut parts = Vec::new();
+    let mut parts = more;
     if private {
         let present = Pagemap::open()?.present(mapping, 0..size)?;
         parts.extend(present.into_iter().map(|pages| pages.range));
@@ -74,7 +74,7 @@ mod tests {
 
     /// First page and the page after the last of each part.
     fn pages(mapping: &MmapRegion) -> Vec<(u64, u64)> {
-        let parts = touched(mapping).unwrap();
+        let parts = touched(mapping, Vec::new()).unwrap();
         parts.into_iter().map(|part| (part.start / PAGE_SIZE, part.end / PAGE_SIZE)).collect()
     }
 

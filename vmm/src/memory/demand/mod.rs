@@ -5,10 +5,11 @@
 //! it, and put it there as a whole; a chunk that was zero costs no reading. A chunk that is not what was saved
 //! is never put there: the machine stands where it touched it, and its owner is told.
 
-mod uffd;
+pub(super) mod uffd;
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -138,6 +139,17 @@ impl Pager {
         Ok(())
     }
 
+    /// The parts of a zone that were brought in or are on their way; nothing where the zone is not paged in.
+    pub fn brought_of(&self, mapping: &MmapRegion) -> Vec<Range<u64>> {
+        let start = mapping.as_ptr() as u64;
+        let Some(zone) = self.shared.zones.iter().find(|zone| zone.start == start) else { return Vec::new() };
+        let size = self.shared.source.saved.table().chunk_size;
+        let there = (0..zone.chunks.len()).filter(|chunk| !zone.is(*chunk, MISSING));
+        there
+            .map(|chunk| chunk as u64 * size..(chunk as u64 + 1).saturating_mul(size).min(zone.size))
+            .collect()
+    }
+
     /// Brings in those chunks of the file that are still missing, in that order.
     ///
     /// # Errors
@@ -258,7 +270,7 @@ impl Shared {
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
             self.uffd.copy(zone.start + within, buffer.get(..len).unwrap_or_default())
         };
-        let (operation, path) = ("page in", saved.path().to_owned());
+        let (operation, path) = ("page in", saved.newest().path.clone());
         put.map_err(|source| ContentError::File { operation, path, offset, source })
     }
 
@@ -313,7 +325,7 @@ impl std::fmt::Debug for Pager {
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Source({})", self.saved.path().display())
+        write!(f, "Source({})", self.saved.newest().path.display())
     }
 }
 

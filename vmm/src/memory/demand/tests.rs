@@ -3,7 +3,7 @@
 use std::{os::unix::fs::FileExt, sync::mpsc};
 
 use vm_memory::VolatileMemory;
-use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests, MemoryTable};
+use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests, MemoryFile, MemoryTable};
 
 use super::*;
 
@@ -19,7 +19,10 @@ fn source() -> Source {
         digests.push((u64::from(chunk), crc32c::crc32c(&content)));
     }
     table.chunks = ChunkDigests::from_sorted(digests);
-    Source { saved: Arc::new(SavedMemory::new(table, file, "memory-ranges".into())), check: true }
+    Source {
+        saved: Arc::new(SavedMemory::new(table, MemoryFile::new(file, "memory-ranges".into()))),
+        check: true,
+    }
 }
 
 fn mapping() -> Arc<MmapRegion> {
@@ -78,8 +81,8 @@ fn the_rest_can_be_filled_and_a_part_fetched_before() {
 #[test]
 fn damage_is_told_and_not_put_there() {
     let source = source();
-    source.saved.file().write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
-    let file = Arc::clone(source.saved.file());
+    source.saved.base().file.write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
+    let file = Arc::clone(&source.saved.base().file);
     let (mapping, pager, failures) = start(source);
     assert_eq!(read(&mapping, 0), 1);
     std::thread::scope(|scope| {

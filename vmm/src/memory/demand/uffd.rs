@@ -24,6 +24,11 @@ const ZEROPAGE: libc::c_ulong = ioctl(3, 4, size_of::<ZeropageArguments>());
 
 const API_VERSION: u64 = 0xaa;
 const REGISTER_MISSING: u64 = 1;
+const REGISTER_PROTECTED: u64 = 1 << 1;
+/// `UFFD_FEATURE_PAGEFAULT_FLAG_WP` and `UFFD_FEATURE_WP_ASYNC`: the kernel notes who writes, and nobody waits.
+const FEATURES_TO_TRACK: u64 = 1 | 1 << 15;
+/// `UFFD_USER_MODE_ONLY`, which needs no privilege.
+const USER_MODE_ONLY: libc::c_int = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
 #[repr(C)]
@@ -94,13 +99,29 @@ impl Userfaultfd {
                 i32::try_from(fd).unwrap_or(-1)
             }
         };
+        Self::begin(fd, 0)
+    }
+
+    /// Opens one that sees no faults: with it the kernel notes which pages are written
+    /// ([`Pagemap::take_written`](crate::memory::pagemap::Pagemap::take_written)).
+    ///
+    /// # Errors
+    /// The kernel is older than Linux 6.7, or does not allow it.
+    pub fn open_to_track() -> io::Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+        // SAFETY: the call takes flags and returns a descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        Self::begin(i32::try_from(fd).unwrap_or(-1), FEATURES_TO_TRACK)
+    }
+
+    fn begin(fd: libc::c_int, features: u64) -> io::Result<Self> {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new, and nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let this = Self(fd);
-        let mut arguments = ApiArguments { api: API_VERSION, features: 0, ioctls: 0 };
+        let mut arguments = ApiArguments { api: API_VERSION, features, ioctls: 0 };
         // SAFETY: the argument has the layout that the kernel expects.
         let result = unsafe { libc::ioctl(this.0.as_raw_fd(), API, &raw mut arguments) };
         checked(result)?;
@@ -112,8 +133,20 @@ impl Userfaultfd {
     /// # Errors
     /// The range is no mapping that can be registered.
     pub fn register(&self, start: u64, len: u64) -> io::Result<()> {
+        self.register_as(start, len, REGISTER_MISSING)
+    }
+
+    /// From now on, writes to a range can be tracked.
+    ///
+    /// # Errors
+    /// The range is no mapping that can be registered, or another userfaultfd has it.
+    pub fn register_to_track(&self, start: u64, len: u64) -> io::Result<()> {
+        self.register_as(start, len, REGISTER_PROTECTED)
+    }
+
+    fn register_as(&self, start: u64, len: u64, mode: u64) -> io::Result<()> {
         let range = Range { start, len };
-        let mut arguments = RegisterArguments { range, mode: REGISTER_MISSING, ioctls: 0 };
+        let mut arguments = RegisterArguments { range, mode, ioctls: 0 };
         // SAFETY: the argument has the layout that the kernel expects; registering changes nothing of the
         // memory itself.
         checked(unsafe { libc::ioctl(self.0.as_raw_fd(), REGISTER, &raw mut arguments) })
