@@ -82,7 +82,7 @@ impl Life {
             phases.time("run processors", || machine.resume_processors());
             report.running = true;
             report.total_ns = phases.total_ns();
-            phases.time("run devices", || machine.resume_devices());
+            phases.time("run devices", || machine.resume_devices_beside());
             report.phases = phases.done().to_vec();
         }
         self.stored = Some(Stored { said, ids });

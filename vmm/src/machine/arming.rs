@@ -1,4 +1,8 @@
-//! Registers, while the guest runs, the doorbells that a restore left for later.
+//! What a restore leaves for later, done while the guest runs: first the devices are let work, then their doorbells are
+//! registered.
+//!
+//! A device that does not work yet is one that a kick has not reached yet: the kick waits in its eventfd, and every queue
+//! is looked at when its thread begins.
 //!
 //! Until its doorbell is registered a kick leaves the guest, is dispatched to the function's handler and
 //! signals the same eventfd; so nothing is lost, whenever this happens and however far it comes.
@@ -14,6 +18,8 @@ use std::{
 
 use address_manager::AddressManager;
 
+use super::{NamedDevice, attach::Control};
+
 /// Doorbells that one commit registers. A guest that changes its wiring waits for one commit at most.
 const BATCH: usize = 16;
 
@@ -25,20 +31,32 @@ pub struct Arming {
 }
 
 impl Arming {
-    /// Begins; `None` if there is nothing to do.
+    /// Begins, with devices that do not work yet; `None` if there is nothing to do.
     ///
     /// # Errors
-    /// The host has no thread left. The machine works without, a little slower.
-    pub fn start(manager: &Arc<AddressManager>) -> io::Result<Option<Self>> {
-        if manager.live().late_doorbells() == 0 {
+    /// The host has no thread left. Doorbells are not needed: without, the machine is a little slower.
+    pub fn start(manager: &Arc<AddressManager>, asleep: Vec<NamedDevice>) -> io::Result<Option<Self>> {
+        if asleep.is_empty() && manager.live().late_doorbells() == 0 {
             return Ok(None);
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (manager, stopped) = (Arc::clone(manager), Arc::clone(&stop));
-        let thread = std::thread::Builder::new()
-            .name("arm-doorbells".into())
-            .spawn(move || while !stopped.load(Ordering::Relaxed) && arm(&manager) {})?;
+        let thread = std::thread::Builder::new().name("arm-doorbells".into()).spawn(move || {
+            let goes_on = || !stopped.load(Ordering::Relaxed);
+            asleep.iter().take_while(|_| goes_on()).for_each(wake);
+            // What they are made of goes with the machine, and not later.
+            drop(asleep);
+            while goes_on() && arm(&manager) {}
+        })?;
         Ok(Some(Self { stop, thread: Some(thread) }))
+    }
+}
+
+/// Lets a device work.
+pub(super) fn wake(NamedDevice { device, control, .. }: &NamedDevice) {
+    device.lock().resume();
+    if let Control::Window(window) = control {
+        window.refresh();
     }
 }
 
@@ -163,7 +181,8 @@ mod tests {
                         rounds.fetch_add(1, Ordering::Relaxed);
                     }
                 });
-                let arming = Arming::start(&self.manager).unwrap().expect("there is something to arm");
+                let arming =
+                    Arming::start(&self.manager, Vec::new()).unwrap().expect("there is something to arm");
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !stop(&arming) {
                     assert!(Instant::now() < deadline, "{} are armed", self.armed());
@@ -216,6 +235,6 @@ mod tests {
     fn there_is_no_thread_without_late_doorbells() {
         let restored = Restored::new();
         restored.every_kick_is_seen(is_over);
-        assert!(Arming::start(&restored.manager).unwrap().is_none());
+        assert!(Arming::start(&restored.manager, Vec::new()).unwrap().is_none());
     }
 }

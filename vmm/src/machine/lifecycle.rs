@@ -3,7 +3,10 @@
 use devices::PauseError;
 use thiserror::Error;
 
-use super::{Machine, NamedDevice, arming::Arming, attach::Control};
+use super::{
+    Machine, NamedDevice,
+    arming::{self, Arming},
+};
 use crate::cpu::VcpuError;
 
 /// A machine could not be stopped.
@@ -38,6 +41,8 @@ impl Machine {
 
     fn try_pause(&mut self) -> Result<(), LifeError> {
         self.vcpus.pause()?;
+        // It would wake devices that are to stand still.
+        self.arming = None;
         self.platform.let_input(false);
         if self.stopped_clock.is_none() {
             // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
@@ -56,7 +61,7 @@ impl Machine {
     }
 
     /// Lets the processors run, as the first of [`resume`](Self::resume): what they ask of a device that does not
-    /// work yet waits for it, and making the threads of many devices takes longer than anything else in a restore.
+    /// work yet waits for it.
     pub(crate) fn resume_processors(&mut self) {
         if let Some(clock) = self.stopped_clock.take()
             && let Err(error) = self.vm.set_clock(&clock)
@@ -67,20 +72,29 @@ impl Machine {
     }
 
     /// Lets the devices work, as the second of [`resume`](Self::resume).
-    pub(crate) fn resume_devices(&mut self) {
-        for NamedDevice { device, control, .. } in self.all_devices() {
-            device.lock().resume();
-            if let Control::Window(window) = control {
-                window.refresh();
-            }
-        }
+    fn resume_devices(&mut self) {
+        self.all_devices().for_each(arming::wake);
         self.platform.let_input(true);
         if self.arming.is_none() {
-            match Arming::start(&self.manager) {
+            match Arming::start(&self.manager, Vec::new()) {
                 Ok(arming) => self.arming = arming,
                 Err(error) => {
                     log::warn!("doorbells are served by exits: no thread to register them: {error}")
                 }
+            }
+        }
+    }
+
+    /// Lets the devices of a restored machine work, in the background: making the threads of many queues takes longer
+    /// than all else in a restore.
+    pub(crate) fn resume_devices_beside(&mut self) {
+        self.platform.devices.iter().for_each(arming::wake);
+        self.platform.let_input(true);
+        match Arming::start(&self.manager, self.devices.clone()) {
+            Ok(arming) => self.arming = arming,
+            Err(error) => {
+                log::warn!("no thread to let the devices work in the background: {error}");
+                self.resume_devices();
             }
         }
     }

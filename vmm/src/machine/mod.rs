@@ -94,7 +94,7 @@ pub struct Machine {
     layout: Layout,
     // The order of the fields is the order in which they go: processors before what they reach.
     vcpus: Vcpus,
-    /// Registers the doorbells that a restore left for later.
+    /// Does what a restore left for later.
     arming: Option<Arming>,
     platform: Platform,
     devices: Vec<NamedDevice>,
