@@ -553,6 +553,48 @@ fn a_broken_device_is_saved_and_reset_after_the_restore() {
 }
 
 #[test]
+fn a_driver_that_has_only_begun_goes_on_after_a_restore() {
+    let (_, mut machine) = machine();
+    machine.negotiate(features::RING_EVENT_IDX);
+    machine.enable_queue(0, 16);
+    let saved = machine.save();
+    let (noted, device) = probe();
+    let mut restored = Machine::restore(&machine, device, &saved).unwrap();
+    restored.resume();
+    restored.arm_late(3);
+    assert!(calls(&noted).is_empty(), "nothing is served yet");
+    assert_eq!(restored.status(), machine.status());
+    assert_eq!(restored.save(), saved);
+    restored.resume();
+    restored.enable_queue(2, 32);
+    restored.driver_ok();
+    assert_eq!(restored.status(), ACTIVE);
+    let features = features::VERSION_1 | features::RING_EVENT_IDX;
+    assert_eq!(calls(&noted), [format!("activate [0, 2] {features:#x}"), "resume".to_owned()]);
+}
+
+#[test]
+fn a_queue_that_was_reset_stays_so_over_a_restore() {
+    let (_, mut machine) = machine();
+    machine.start(features::RING_RESET, 16);
+    machine.write16(22, 1);
+    machine.write16(58, 1);
+    let saved = machine.save();
+    let (noted, device) = probe();
+    let mut restored = Machine::restore(&machine, device, &saved).unwrap();
+    let features = features::VERSION_1 | features::RING_RESET;
+    assert_eq!(calls(&noted), [format!("activate [0, 2] {features:#x}")]);
+    assert_eq!(restored.save(), saved);
+    restored.resume();
+    restored.arm_late(3);
+    calls(&noted);
+    assert_eq!((restored.read16(28), restored.status()), (0, ACTIVE));
+    restored.enable_queue(1, 64);
+    assert_eq!(calls(&noted), ["start 1"]);
+    assert!(restored.kick(1), "its doorbell is there");
+}
+
+#[test]
 fn the_machine_resets_an_active_function() {
     let (noted, mut machine) = machine();
     machine.start(0, 16);
