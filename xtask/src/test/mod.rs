@@ -135,7 +135,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "lab",
-        about: "stock Linux guests in a whole host, in software emulation: most of an hour, if named",
+        about: "stock Linux guests in a whole host, in software emulation: an hour and more, if named",
         when: When::Named,
         kvm: false,
         tools: install::LAB,
