@@ -12,6 +12,8 @@ pub enum JobKind {
     Snapshot,
     /// A VM is restored from a snapshot.
     Restore,
+    /// Memory of a restored VM is filled while it runs.
+    Fill,
     /// The VM moves to another host.
     SendMigration,
     /// A VM moves here.
@@ -27,6 +29,7 @@ impl JobKind {
             Self::Boot => "boot",
             Self::Snapshot => "snapshot",
             Self::Restore => "restore",
+            Self::Fill => "fill",
             Self::SendMigration => "send-migration",
             Self::ReceiveMigration => "receive-migration",
             Self::Coredump => "coredump",

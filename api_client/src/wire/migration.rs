@@ -23,6 +23,17 @@ pub struct RestoreConfig {
     /// What is checked against its checksums before the VM runs. Not given, all of what is read by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<RestoreVerify>,
+    /// What is brought in beside what the VM touches. Not given, the recorded working set, where there is one.
+    /// Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background_fill: Option<BackgroundFill>,
+    /// Bytes a second that are brought in at most, with `background_fill` all. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill_bytes_per_second: Option<NonZeroU64>,
+    /// For how many milliseconds from its first instruction on it is noted what the VM touches, to be read ahead at
+    /// the next restore; at most 600,000. Not given, that is not noted. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_working_set_ms: Option<NonZeroU32>,
     /// How often the guest's wiring is reconfigured; once if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<RestoreCommit>,
@@ -114,6 +125,18 @@ pub enum RestoreVerify {
     State,
     /// Besides, memory.
     Full,
+}
+
+/// What is brought into the memory of a restored VM beside what it touches. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackgroundFill {
+    /// Nothing.
+    None,
+    /// What was recorded of an earlier restore: read ahead.
+    WorkingSet,
+    /// All of it, while it runs.
+    All,
 }
 
 /// How often the wiring of a restored VM is reconfigured. Cumulet's own.

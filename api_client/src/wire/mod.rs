@@ -46,8 +46,8 @@ pub use self::{
     job::{JobInfo, JobKind, JobState, VmCancelJob},
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
-        GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreClock, RestoreCommit,
-        RestoreConfig, RestoreOverride, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
+        BackgroundFill, GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreClock,
+        RestoreCommit, RestoreConfig, RestoreOverride, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
         SendMigrationData, TimeoutStrategy, ZoneUpdate,
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},

@@ -1,16 +1,20 @@
 //! `--restore`.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use api_client::wire::{
-    GenerationId, MemoryRestoreMode, RestoreClock, RestoreConfig, RestoreVerify, RestoredNetConfig,
-    RestoredVfioConfig, ZoneUpdate,
+    BackgroundFill, GenerationId, MemoryRestoreMode, RestoreClock, RestoreConfig, RestoreVerify,
+    RestoredNetConfig, RestoredVfioConfig, ZoneUpdate,
 };
 
 use super::{
     descriptor,
     grammar::{GrammarError, Keys, Pairs},
-    overrides,
+    overrides, values,
 };
 
 /// Its keys.
@@ -19,6 +23,8 @@ pub const KEYS: Keys = &[&[
     "prefault=off",
     "memory_restore_mode=copy|cow|ondemand",
     "verify=off|state|full",
+    "background_fill=none|workingset|all@BYTES_PER_SECOND",
+    "record_working_set=MS",
     "generation_id=new|keep",
     "clock=frozen|advance",
     "net_fds=[ID@[FD,...],...]",
@@ -74,11 +80,20 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         }
     }
     let vfio_fds = vfio_descriptors(&pairs, &mut descriptors)?;
+    let (background_fill, fill_bytes_per_second) = match pairs.read("background_fill", fill)? {
+        Some((fill, rate)) => (Some(fill), rate),
+        None => (None, None),
+    };
     let config = RestoreConfig {
         source_url,
         prefault: pairs.toggle("prefault")?.unwrap_or(false),
         memory_restore_mode: pairs.word("memory_restore_mode", &MODES)?,
         verify: pairs.word("verify", &CHECKS)?,
+        background_fill,
+        fill_bytes_per_second,
+        record_working_set_ms: pairs.read("record_working_set", |text| {
+            NonZeroU32::new(values::number(text)?).ok_or_else(|| "0 milliseconds are none".to_owned())
+        })?,
         commit: None,
         generation_id: pairs.word("generation_id", &GENERATIONS)?,
         clock: pairs.word("clock", &CLOCKS)?,
@@ -90,6 +105,19 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         dry_run: pairs.toggle("dry_run")?.unwrap_or(false),
     };
     Ok(Restore { config, descriptors })
+}
+
+/// What is brought in, and how many bytes a second at most.
+fn fill(text: &str) -> Result<(BackgroundFill, Option<NonZeroU64>), String> {
+    match text.split_once('@') {
+        None if text == "none" => Ok((BackgroundFill::None, None)),
+        None if text == "workingset" => Ok((BackgroundFill::WorkingSet, None)),
+        Some(("all", rate)) => match NonZeroU64::new(values::size(rate)?) {
+            Some(rate) => Ok((BackgroundFill::All, Some(rate))),
+            None => Err("all: 0 bytes a second are none".to_owned()),
+        },
+        _ => Err(format!("{text:?} is not none, workingset or all@BYTES_PER_SECOND")),
+    }
 }
 
 /// VFIO devices that are handed over, for a restore and for a migration that is received: their descriptors, and the
@@ -138,7 +166,7 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,background_fill=all@64M,record_working_set=250,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],overrides=[[id=d0,path=/d],[id=n1,tap=t]],dry_run=on"
         ))
         .unwrap();
@@ -147,6 +175,9 @@ mod tests {
             prefault: true,
             memory_restore_mode: Some(MemoryRestoreMode::OnDemand),
             verify: Some(RestoreVerify::Full),
+            background_fill: Some(BackgroundFill::All),
+            fill_bytes_per_second: NonZeroU64::new(64 << 20),
+            record_working_set_ms: NonZeroU32::new(250),
             commit: None,
             generation_id: Some(GenerationId::Keep),
             clock: Some(RestoreClock::Advance),
@@ -185,6 +216,16 @@ mod tests {
                 "source_url=file:///s,memory_restore_mode=lazy",
                 r#"memory_restore_mode: "lazy" is not one of copy, cow, ondemand"#,
             ),
+            (
+                "source_url=file:///s,background_fill=all",
+                r#"background_fill: "all" is not none, workingset or all@BYTES_PER_SECOND"#,
+            ),
+            ("source_url=file:///s,background_fill=all@0", "background_fill: all: 0 bytes a second are none"),
+            (
+                "source_url=file:///s,background_fill=all@1T",
+                r#"background_fill: "1T" is not a decimal number with an optional K, M or G"#,
+            ),
+            ("source_url=file:///s,record_working_set=0", "record_working_set: 0 milliseconds are none"),
             ("source_url=file:///s,net_fds=[n@1]", "net_fds: 1 is one of the standard descriptors"),
             ("source_url=file:///s,iommufd_fd=3", "vfio_fds and iommufd_fd need each other"),
         ] {

@@ -74,6 +74,19 @@ fn restore(vmm: &Vmm, text: &mut Text) {
         text.sample("cumulet_restore_phase_nanoseconds", &[("phase", phase.name)], phase.ns);
     }
     text.sample("cumulet_restore_phase_nanoseconds", &[("phase", "all")], report.total_ns);
+    let Some((filled, checked)) = vmm.board.looked_after() else { return };
+    text.family(
+        "cumulet_memory_filled_bytes_total",
+        "counter",
+        "Bytes brought in beside what the VM touched.",
+    );
+    text.sample("cumulet_memory_filled_bytes_total", &[], filled);
+    text.family(
+        "cumulet_memory_checked_chunks_total",
+        "counter",
+        "Chunks of mapped memory checked after use.",
+    );
+    text.sample("cumulet_memory_checked_chunks_total", &[], checked);
 }
 
 /// What devices count. Their latencies are no counters: they go up and down.

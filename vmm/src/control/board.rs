@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use super::error::CommandError;
 use crate::{
     cpu::ExitCounters,
     machine::{Machine, NamedDevice},
+    memory::background::{Background, Counters},
     snapshot::RestoreReport,
 };
 
@@ -49,6 +50,7 @@ struct Gauges {
     devices: Vec<NamedDevice>,
     last: VmCounters,
     vcpus: Vec<(u32, Arc<ExitCounters>)>,
+    memory: Option<Arc<Counters>>,
     manager: Arc<AddressManager>,
 }
 
@@ -122,6 +124,14 @@ impl Board {
         self.gauges.lock().as_ref().map(|gauges| gauges.manager.totals())
     }
 
+    /// What was done for the memory of a restored machine since it runs: bytes that were brought in beside what it
+    /// touched, and chunks that were checked.
+    pub fn looked_after(&self) -> Option<(u64, u64)> {
+        let gauges = self.gauges.lock();
+        let counters = gauges.as_ref()?.memory.as_ref()?;
+        Some((counters.filled.load(Ordering::Relaxed), counters.checked.load(Ordering::Relaxed)))
+    }
+
     /// How the last restore of this process went, if there was one.
     pub fn restored(&self) -> Option<Arc<RestoreReport>> {
         self.restored.lock().clone()
@@ -141,6 +151,7 @@ impl Board {
             devices: machine.devices().to_vec(),
             last: VmCounters::new(),
             vcpus: machine.vcpus().shared_counters(),
+            memory: machine.memory().background().map(Background::counters),
             manager: Arc::clone(machine.manager()),
         });
         // What goes is dropped here: nobody else holds on to a machine that is taken down.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use api_client::wire;
+use api_client::wire::{self, BackgroundFill};
 
 use super::error::CommandError;
 use crate::config::ConfigError;
@@ -16,9 +16,38 @@ pub(super) fn restore(said: &wire::RestoreConfig) -> Result<(), CommandError> {
         let what = "prefault and memory_restore_mode OnDemand exclude each other";
         return Err(CommandError::Request(what.to_owned()));
     }
+    fill(said)?;
     unique(said.net_fds.iter().flatten().map(|net| net.id.as_str()))?;
     unique(said.vfio_fds.iter().flatten().map(|device| device.id.as_str()))?;
     zones(&said.zone_updates)
+}
+
+/// Checks what is said of memory that is brought in beside what the VM touches.
+fn fill(said: &wire::RestoreConfig) -> Result<(), CommandError> {
+    /// Ten minutes: what a VM has touched by then is no working set any more.
+    const WINDOW_MAX_MS: u32 = 600_000;
+    let wire::RestoreConfig { background_fill, fill_bytes_per_second, record_working_set_ms, .. } = said;
+    let all = *background_fill == Some(BackgroundFill::All);
+    let something = background_fill.is_some_and(|fill| fill != BackgroundFill::None);
+    let mistakes = [
+        (
+            all != fill_bytes_per_second.is_some(),
+            "background_fill all and fill_bytes_per_second need each other",
+        ),
+        (
+            record_working_set_ms.is_some_and(|time| time.get() > WINDOW_MAX_MS),
+            "record_working_set_ms: 600000 at most",
+        ),
+        (
+            record_working_set_ms.is_some() && (something || said.prefault),
+            "record_working_set_ms: what is brought in anyhow cannot be told from what the VM touches: \
+             not with background_fill or prefault",
+        ),
+    ];
+    match mistakes.iter().find(|(made, _)| *made) {
+        Some((_, what)) => Err(CommandError::Request((*what).to_owned())),
+        None => Ok(()),
+    }
 }
 
 /// Checks which memory zones shall come from which nodes.
@@ -122,6 +151,34 @@ mod tests {
             ["", "unix:", "tcp:host", "tcp::1", "tcp:host:65536", "tcp:host:+1", "tcp:::1:5", "file:///a"]
         {
             assert!(endpoint("u", url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_brought_in_and_what_is_recorded_exclude_each_other() {
+        let refused = |change: fn(&mut wire::RestoreConfig)| {
+            let mut said = wire::RestoreConfig::default();
+            change(&mut said);
+            restore(&said).is_err()
+        };
+        let number = |number| std::num::NonZeroU32::new(number);
+        assert!(!refused(|said| said.background_fill = Some(BackgroundFill::WorkingSet)));
+        assert!(refused(|said| said.background_fill = Some(BackgroundFill::All)));
+        assert!(refused(|said| said.fill_bytes_per_second = std::num::NonZeroU64::new(1)));
+        assert!(!refused(|said| said.record_working_set_ms = std::num::NonZeroU32::new(600_000)));
+        assert!(refused(|said| said.record_working_set_ms = std::num::NonZeroU32::new(600_001)));
+        for (fill, prefault, expected) in [
+            (Some(BackgroundFill::None), false, false),
+            (Some(BackgroundFill::WorkingSet), false, true),
+            (None, true, true),
+        ] {
+            let said = wire::RestoreConfig {
+                background_fill: fill,
+                prefault,
+                record_working_set_ms: number(100),
+                ..wire::RestoreConfig::default()
+            };
+            assert_eq!(restore(&said).is_err(), expected, "{said:?}");
         }
     }
 

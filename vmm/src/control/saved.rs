@@ -1,9 +1,10 @@
 //! Snapshots of the VM, and the VM out of a snapshot.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, thread};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, thread, time::Duration};
 
 use api_client::wire::{
-    self, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit, RestoreVerify,
+    self, BackgroundFill, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit,
+    RestoreVerify,
 };
 
 use devices::{GuestRequest, RequestSink};
@@ -19,7 +20,11 @@ use crate::{
     error::messages,
     jobs::Job,
     machine::{Blank, ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
-    memory::{content::MemoryMode, demand::OnFailure},
+    memory::{
+        background::{Fill, Watch},
+        content::MemoryMode,
+        demand::OnFailure,
+    },
     snapshot::{self, Opened, Request, RestoreReport, Revived, SaveRequest, Verify},
 };
 
@@ -122,13 +127,14 @@ impl Life {
                 .map_err(|source| CommandError::Console { console: name, source })?;
         }
         let (requests, events) = (Arc::clone(&self.host.requests), self.host.events.clone());
-        let on_memory_failure: OnFailure = Box::new(move |error| {
+        let on_failure: OnFailure = Arc::new(move |error| {
             let error = crate::error::chain(error);
-            log::error!("the guest's memory cannot be brought in: {error}");
+            log::error!("the guest's memory is not what was saved, or cannot be had: {error}");
             events.tell_with("vm", "memory-failed", &[("error", &error)]);
             requests.request(GuestRequest::Failed);
         });
-        Ok(checked.revive(&self.host, || blank.vm(), job.progress(), on_memory_failure)?)
+        let watch = Watch { on_failure, jobs: self.jobs.clone(), events: self.host.events.clone() };
+        Ok(checked.revive(&self.host, || blank.vm(), job.progress(), watch)?)
     }
 
     /// Tells everybody how it went.
@@ -171,11 +177,19 @@ fn open(restore: Restore) -> Result<Opened, CommandError> {
         RestoreVerify::State => Verify::State,
         RestoreVerify::Full => Verify::Full,
     });
+    let fill = match (said.background_fill, said.fill_bytes_per_second) {
+        (None, _) => None,
+        (Some(BackgroundFill::WorkingSet), _) => Some(Fill::WorkingSet),
+        (Some(BackgroundFill::All), Some(rate)) => Some(Fill::All { rate }),
+        (Some(_), _) => Some(Fill::None),
+    };
     let source = snapshot::directory(&said.source_url)?;
     let mut opened = Opened::open(Request {
         source,
         memory,
         verify,
+        fill,
+        record: said.record_working_set_ms.map(|time| Duration::from_millis(time.get().into())),
         prefault: said.prefault,
         commits: match said.commit {
             None | Some(RestoreCommit::Once) => Commits::Once,

@@ -48,6 +48,9 @@ impl Machine {
             // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
             self.stopped_clock = self.vm.clock().ok();
         }
+        if let Some(background) = self.memory.background() {
+            background.pause();
+        }
         for NamedDevice { id, device, .. } in self.all_devices() {
             device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
         }
@@ -75,6 +78,9 @@ impl Machine {
     fn resume_devices(&mut self) {
         self.all_devices().for_each(arming::wake);
         self.platform.let_input(true);
+        if let Some(background) = self.memory.background() {
+            background.run();
+        }
         if self.arming.is_none() {
             match Arming::start(&self.manager, Vec::new()) {
                 Ok(arming) => self.arming = arming,

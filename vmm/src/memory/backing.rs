@@ -114,16 +114,28 @@ pub enum BackingError {
     },
 }
 
+/// Bytes of the smallest huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// How one zone is backed.
 #[derive(Debug)]
 pub struct Backing<'config> {
     zone: &'config MemoryZoneConfig,
+    /// Whether mappings begin where a huge page could.
+    in_blocks: bool,
 }
 
 impl<'config> Backing<'config> {
     /// The backing that a zone's configuration asks for.
     pub fn of(zone: &'config MemoryZoneConfig) -> Self {
-        Self { zone }
+        Self { zone, in_blocks: false }
+    }
+
+    /// The same, mapped from where a huge page could begin, so that parts of the size of huge pages can be replaced
+    /// by some. The kernel sees to that by itself for some kinds of memory only.
+    #[must_use]
+    pub fn in_blocks(self, in_blocks: bool) -> Self {
+        Self { in_blocks, ..self }
     }
 
     /// Maps it.
@@ -183,7 +195,10 @@ impl<'config> Backing<'config> {
         if !self.zone.reserve && huge.is_none() {
             flags |= libc::MAP_NORESERVE;
         }
+        // Without, huge pages are small ones.
+        let gap = self.in_blocks.then(|| mapping::Gap::make(length, HUGE_PAGE).ok());
         let mapping = MmapRegion::build(file, length, libc::PROT_READ | libc::PROT_WRITE, flags);
+        drop(gap);
         let mapping = mapping.map_err(|source| match (huge, source) {
             (Some(page), MmapRegionError::Mmap(source)) => {
                 BackingError::HugePages { zone: zone.clone(), size, page, source }

@@ -5,6 +5,8 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
+    ptr,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -130,13 +132,79 @@ pub(super) fn populate(mapping: &MmapRegion) -> io::Result<()> {
     result.into_inner()
 }
 
+/// Has the pages of a part of a mapping be there when this returns; with `write`, for writing, the process's own.
+/// Their content stays what it is.
+///
+/// # Errors
+/// The part is not one of the mapping, the host has not that much memory left, or is older than Linux 5.14.
+pub(super) fn populate_part(mapping: &MmapRegion, part: Range<u64>, write: bool) -> io::Result<()> {
+    let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let (start, end) =
+        (usize::try_from(part.start).map_err(wrong)?, usize::try_from(part.end).map_err(wrong)?);
+    if start > end || end > mapping.size() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+    populate_range(mapping, start, end - start, advice)
+}
+
+/// Has the calling thread work only when nobody else wants to.
+///
+/// # Errors
+/// The kernel does not allow it.
+pub(super) fn give_way() -> io::Result<()> {
+    /// The least that a thread can ask for short of never running beside others.
+    const NICEST: libc::c_int = 19;
+    // SAFETY: the call takes numbers. On Linux the process 0 is the calling thread alone (setpriority(2), NOTES).
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICEST) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Address space that is kept free but for a gap in which a mapping of a certain length finds its place.
+#[derive(Debug)]
+pub(super) struct Gap([(*mut libc::c_void, usize); 2]);
+
+impl Gap {
+    /// Leaves a gap of `length` bytes that begins at a multiple of `alignment`, a power of two. The kernel takes the
+    /// highest gap that is long enough, which is this one but for bad luck: whoever needs to know looks.
+    ///
+    /// # Errors
+    /// There is no such address space left.
+    pub(super) fn make(length: usize, alignment: usize) -> io::Result<Self> {
+        let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
+        let whole = length.checked_add(alignment).ok_or_else(too_long)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping, at a place where there is none.
+        let start = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags) }?;
+        let before = start.addr().next_multiple_of(alignment) - start.addr();
+        let gap = start.wrapping_byte_add(before);
+        // SAFETY: a part of the mapping that was just made, which nobody uses.
+        unsafe { rustix::mm::munmap(gap, length) }?;
+        Ok(Self([(start, before), (gap.wrapping_byte_add(length), alignment - before)]))
+    }
+}
+
+impl Drop for Gap {
+    fn drop(&mut self) {
+        for (start, length) in self.0.into_iter().filter(|(_, length)| *length > 0) {
+            // SAFETY: what is left of the mapping that `make` made, which nobody uses.
+            let _ = unsafe { rustix::mm::munmap(start, length) };
+        }
+    }
+}
+
 fn populate_piece(mapping: &MmapRegion, piece: usize) -> io::Result<()> {
     let start = piece * POPULATE_PIECE;
     let length = (mapping.size() - start).min(POPULATE_PIECE);
+    populate_range(mapping, start, length, Advice::LinuxPopulateWrite)
+}
+
+/// `start` and `length` are within the mapping.
+fn populate_range(mapping: &MmapRegion, start: usize, length: usize, advice: Advice) -> io::Result<()> {
     let address = mapping.as_ptr().wrapping_add(start);
     loop {
         // SAFETY: the range is a part of one mapping of ours; its content stays what it is.
-        match unsafe { rustix::mm::madvise(address.cast(), length, Advice::LinuxPopulateWrite) } {
+        match unsafe { rustix::mm::madvise(address.cast(), length, advice) } {
             Ok(()) => return Ok(()),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),

@@ -2,8 +2,11 @@
 //!
 //! A [`Backing`] is one zone's host memory; the layout says which part of it is where. What is
 //! absent: the guest's wiring (`address-manager` sets the slots). Where content comes from at a restore,
-//! and how it gets into a snapshot, is [`content`].
+//! and how it gets into a snapshot, is [`content`]; what of it is brought in before it is touched, [`ahead`]; what is
+//! done for it while the guest runs, [`background`].
 
+pub mod ahead;
+pub mod background;
 mod backing;
 pub mod changes;
 pub mod content;
@@ -20,9 +23,11 @@ use vm_migration::snapshot::SavedMemory;
 
 pub use self::backing::{Backing, BackingError};
 use self::{
+    ahead::ReadAhead,
+    background::{Background, Fill, Ground, MappedZone, Recording, Watch},
     changes::{Origin, TrackError, Tracker},
     content::{ContentError, MemoryMode, RestorePlan, Tally},
-    demand::{OnFailure, Pager, Source},
+    demand::{DemandZone, OnFailure, Pager, Source},
     overlays::Overlays,
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
@@ -36,6 +41,8 @@ pub struct GuestMemory {
     /// The snapshot that all came out of.
     origin: Option<Origin>,
     tracker: Option<Tracker>,
+    /// Looks after it while the guest runs. Before the pager, which it uses, in the order in which they go.
+    background: Option<Background>,
     /// Brings in what is missing, if anything can be.
     pager: Option<Pager>,
 }
@@ -51,7 +58,7 @@ impl GuestMemory {
     }
 
     /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
-    /// yet.
+    /// yet. Room is made for the blocks of `ahead`.
     ///
     /// # Errors
     /// The host refuses; the error names the zone, the size and the cause.
@@ -59,10 +66,12 @@ impl GuestMemory {
         zones: &[MemoryZoneConfig],
         plan: &RestorePlan,
         saved: &Arc<SavedMemory>,
+        ahead: &ReadAhead,
     ) -> Result<Self, BackingError> {
         let mut over = BTreeMap::new();
         let mapped = zones.iter().map(|zone| {
-            let backing = Backing::of(zone);
+            let in_blocks = ahead.zone(&zone.id).is_some_and(|ahead| !ahead.blocks.is_empty());
+            let backing = Backing::of(zone).in_blocks(in_blocks);
             let offset = saved.table().zone(&zone.id).and_then(|content| content.offset);
             let mapping = match (plan.mode(&zone.id), offset) {
                 (Some(MemoryMode::Cow), Some(offset)) => {
@@ -79,7 +88,29 @@ impl GuestMemory {
         Ok(Self { zones, mapped: over, ..Self::default() })
     }
 
-    /// Has the zones that `plan` pages in brought in as they are touched. Nothing of them has been.
+    /// Puts the blocks of `ahead` into place. Nobody has touched anything yet.
+    ///
+    /// # Errors
+    /// The host gives no memory, or what was saved cannot be read or, with `check`, is damaged.
+    pub fn place(
+        &self,
+        plan: &RestorePlan,
+        ahead: &ReadAhead,
+        saved: &SavedMemory,
+        check: bool,
+        tally: &dyn Tally,
+    ) -> Result<(), ContentError> {
+        for zone in &ahead.zones {
+            if let Some(mapping) = self.zones.get(&zone.zone) {
+                let over_file = plan.mode(&zone.zone) == Some(MemoryMode::Cow);
+                ahead::place(mapping, zone, over_file, saved, check, tally)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the zones that `plan` pages in brought in as they are touched. Nothing of them has been, and nothing is there
+    /// but the blocks of `ahead`. With `note`, what is touched is noted.
     ///
     /// # Errors
     /// The host has no userfaultfd that this process may use.
@@ -87,6 +118,8 @@ impl GuestMemory {
         &mut self,
         plan: &RestorePlan,
         source: Source,
+        ahead: &ReadAhead,
+        note: bool,
         on_failure: OnFailure,
     ) -> Result<(), BackingError> {
         let zones: Vec<_> = self
@@ -94,13 +127,48 @@ impl GuestMemory {
             .iter()
             .filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::OnDemand))
             .filter_map(|(zone, mapping)| {
-                Some((Arc::clone(mapping), source.saved.table().zone(zone)?.offset?))
+                let offset = source.saved.table().zone(zone)?.offset?;
+                let present = ahead.zone(zone).map(ahead::ZoneAhead::placed).unwrap_or_default();
+                Some(DemandZone { mapping: Arc::clone(mapping), offset, present })
             })
             .collect();
         if !zones.is_empty() {
-            self.pager = Some(Pager::start(zones, source, on_failure).map_err(BackingError::Pager)?);
+            let pager = Pager::start(zones, source, on_failure, note);
+            self.pager = Some(pager.map_err(BackingError::Pager)?);
         }
         Ok(())
+    }
+
+    /// Has it looked after once the guest runs, where `plan` lets content come in as it is touched: filled, recorded and,
+    /// with `check`, chunks of mapped zones checked. Zones that are paged in are, by [`page_in`](Self::page_in).
+    pub fn look_after(
+        &mut self,
+        plan: &RestorePlan,
+        saved: &Arc<SavedMemory>,
+        check: bool,
+        work: (Fill, ReadAhead, Option<Recording>),
+        watch: Watch,
+    ) {
+        let (fill, ahead, recording) = work;
+        let mapped = self.zones.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Cow));
+        let mapped: Vec<_> = mapped
+            .map(|(zone, mapping)| {
+                let known = ahead.zone(zone).map(ahead::ZoneAhead::placed).unwrap_or_default();
+                MappedZone::new(zone.clone(), Arc::clone(mapping), saved, &known)
+            })
+            .collect();
+        let filler = self.pager.as_ref().map(Pager::filler);
+        if mapped.is_empty() && filler.is_none() {
+            return;
+        }
+        let saved = Arc::clone(saved);
+        let ground = Ground { saved, mapped, filler, check, watch, counters: Arc::default() };
+        self.background = Some(Background::new(ground, fill, ahead, recording));
+    }
+
+    /// What looks after it while the guest runs, if anything does.
+    pub fn background(&self) -> Option<&Background> {
+        self.background.as_ref()
     }
 
     /// Says what it all came out of: the snapshot with that checksum over all, restored as planned.
@@ -108,9 +176,14 @@ impl GuestMemory {
         self.origin = Some(Origin::new(root, plan));
     }
 
+    /// Whether it came out of the snapshot with that checksum over all.
+    pub fn is_from(&self, root: u32) -> bool {
+        self.origin.as_ref().is_some_and(|origin| origin.is(root))
+    }
+
     /// Whether pages that are missing are known to be as in the snapshot with that checksum over all.
     pub fn is_paged_from(&self, root: u32) -> bool {
-        self.pager.is_some() && self.origin.as_ref().is_some_and(|origin| origin.is(root))
+        self.pager.is_some() && self.is_from(root)
     }
 
     /// Brings in all that is missing.
@@ -123,6 +196,10 @@ impl GuestMemory {
 
     /// Pages nothing in any more. Nothing is missing.
     pub fn end_paging(&mut self) {
+        if self.pager.is_some() {
+            // It uses the pager.
+            self.background = None;
+        }
         self.pager = None;
     }
 

@@ -7,6 +7,7 @@
 //! [`memory::content`]: crate::memory::content
 
 mod edits;
+mod filling;
 mod merge;
 mod overrides;
 mod parent;
@@ -23,6 +24,7 @@ use thiserror::Error;
 
 pub use self::{
     edits::EditError,
+    filling::{FillReport, ZoneFill},
     merge::{MergeError, MergeReport, merge},
     overrides::OverrideError,
     parent::ParentError,

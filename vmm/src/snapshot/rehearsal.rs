@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{RestoreError, Verify, restore::Checked};
+use super::{FillReport, RestoreError, Verify, filling::Filling, restore::Checked};
 use crate::{
     config::{MemoryZoneConfig, VmConfig},
     machine::{
@@ -24,6 +24,8 @@ pub struct Rehearsal {
     pub memory_bytes: u64,
     /// What was checked of the snapshot.
     pub verified: Verify,
+    /// What would be brought in beside what the guest touches.
+    pub fill: FillReport,
     /// Members of the configuration that were edited since the snapshot.
     pub edited: Vec<String>,
     /// What the request lays over it.
@@ -48,13 +50,16 @@ impl Checked {
             content::verify(&saved, true)?;
         }
         resources(&config)?;
-        let memory_bytes = plan.bytes_to_read(&snapshot.manifest.memory);
+        let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
+        let memory_bytes =
+            plan.bytes_to_read(&snapshot.manifest.memory).saturating_add(filling.ahead.placed_bytes());
         MachineState::new(snapshot.into_sections()).check(&layout).map_err(BuildError::State)?;
         Ok(Rehearsal {
             directory: request.source,
             memory: plan.zones,
             memory_bytes,
             verified,
+            fill: filling.report,
             edited,
             overridden,
             vcpus: layout.vcpus.iter().filter(|vcpu| vcpu.present).count(),

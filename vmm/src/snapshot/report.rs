@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use address_manager::{CommitReport, CommitTotals};
 use serde::Serialize;
 
-use super::Verify;
+use super::{FillReport, Verify, ZoneFill};
 use crate::{
     memory::{changes::ZoneWay, content::ZoneMode},
     phases::Phase,
@@ -55,6 +55,10 @@ pub struct RestoreReport {
     pub memory_bytes: u64,
     /// What was checked.
     pub verified: Verify,
+    /// Whether memory is checked as it comes in.
+    pub lazily_checked: bool,
+    /// What is brought in beside what the guest touches.
+    pub fill: FillReport,
     /// Whether the guest has a new generation id.
     pub new_generation: bool,
     /// Members of the configuration that were edited since the snapshot.
@@ -91,7 +95,9 @@ impl fmt::Display for RestoreReport {
                 None => writeln!(f)?,
             }
         }
-        writeln!(f, "  checked: {}", self.verified)?;
+        let lazily = if self.lazily_checked { ", and memory as it comes in" } else { "" };
+        writeln!(f, "  checked: {}{lazily}", self.verified)?;
+        write!(f, "{}", self.fill)?;
         if !self.edited.is_empty() {
             writeln!(f, "  edited since the snapshot: {}", self.edited.join(", "))?;
         }
@@ -103,6 +109,25 @@ impl fmt::Display for RestoreReport {
         if *commits > 1 {
             let calls = operations.kernel_calls();
             write!(f, "\n  {commits} commits in all: {calls} kernel calls, {}", milliseconds(*total_ns))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for FillReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for ZoneFill { zone, before_bytes, background_bytes } in &self.read_ahead {
+            write!(f, "  read ahead of memory zone {zone}: {before_bytes} bytes")?;
+            writeln!(f, ", {background_bytes} bytes in the background")?;
+        }
+        if let Some(rate) = self.bytes_per_second {
+            writeln!(f, "  filled in the background: {rate} bytes a second at most")?;
+        }
+        if let Some(why) = &self.working_set_ignored {
+            writeln!(f, "  nothing is read ahead: {why}")?;
+        }
+        if let Some(time) = self.record_working_set_ms {
+            writeln!(f, "  the working set is recorded for {time} ms")?;
         }
         Ok(())
     }

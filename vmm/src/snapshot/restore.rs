@@ -1,6 +1,6 @@
 //! A directory into a machine: everything is checked before anything is built.
 
-use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use vm_migration::snapshot::{MANIFEST, SavedMemory, Snapshot, SnapshotError};
 
-use super::{EditError, OverrideError, RestoreReport, edits::edits, overrides};
+use super::{EditError, OverrideError, RestoreReport, edits::edits, filling::Filling, overrides};
 use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
@@ -18,8 +18,9 @@ use crate::{
     machine::{BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, generation},
     memory::{
         BackingError, GuestMemory,
+        background::{Fill, Watch},
         content::{self, ContentError, MemoryMode, RestorePlan},
-        demand::{OnFailure, Source},
+        demand::Source,
     },
     phases::Phases,
 };
@@ -68,6 +69,10 @@ pub struct Request {
     pub memory: Option<MemoryMode>,
     /// What is checked; all of what is read if not given.
     pub verify: Option<Verify>,
+    /// What is brought in beside what the guest touches; what was recorded, if not given.
+    pub fill: Option<Fill>,
+    /// For how long it is noted what the guest touches, if it is.
+    pub record: Option<Duration>,
     /// Whether all memory is populated at once, whatever the configuration says.
     pub prefault: bool,
     /// How often the wiring is reconfigured.
@@ -240,7 +245,7 @@ impl Checked {
         host: &Host,
         vm: impl FnOnce() -> Result<Arc<dyn Vm>, HypervisorError>,
         progress: &Progress,
-        on_memory_failure: OnFailure,
+        watch: Watch,
     ) -> Result<Revived, RestoreError> {
         let Self { request, mut phases, snapshot, edited, overridden, said, .. } = self;
         let Self { mut config, ids, layout, supported, mut plan, .. } = self;
@@ -249,9 +254,12 @@ impl Checked {
         }
         let saved = Arc::new(snapshot.open_memory()?);
         plan.look_at(&saved);
+        let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
+        let fill = filling.report.clone();
         let memory = phases
-            .time("memory", || bring_back(&request, &config, &plan, &saved, progress, on_memory_failure))?;
+            .time("memory", || bring_back(&request, &config, &plan, &saved, filling, progress, watch))?;
         let (mut memory, verified, memory_bytes) = memory;
+        let lazily_checked = verified == Verify::State && plan.zones.iter().any(|zone| zone.mode.is_lazy());
         memory.came_from(snapshot.root(), &plan);
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
@@ -269,6 +277,8 @@ impl Checked {
             memory: plan.zones,
             memory_bytes,
             verified,
+            lazily_checked,
+            fill,
             edited,
             overridden,
             total_ns: phases.total_ns(),
@@ -287,24 +297,30 @@ fn bring_back(
     config: &VmConfig,
     plan: &RestorePlan,
     saved: &Arc<SavedMemory>,
+    filling: Filling,
     progress: &Progress,
-    on_failure: OnFailure,
+    watch: Watch,
 ) -> Result<(GuestMemory, Verify, u64), RestoreError> {
     let copied = |zone: &str| plan.mode(zone) == Some(MemoryMode::Copy);
     let all_copied = plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy);
     let default = if all_copied { Verify::Full } else { Verify::State };
     let verify = request.verify.unwrap_or(default);
-    let bytes = plan.bytes_to_read(saved.table());
+    let Filling { fill, ahead, recording, .. } = filling;
+    let bytes = plan.bytes_to_read(saved.table()).saturating_add(ahead.placed_bytes());
     progress.phase("memory", Some(bytes));
     if verify == Verify::Full {
         // What is copied is checked on its way.
         content::verify(saved, !all_copied)?;
     }
-    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved)?;
+    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead)?;
     let check = verify != Verify::Off;
-    memory.page_in(plan, Source { saved: Arc::clone(saved), check }, on_failure)?;
+    memory.place(plan, &ahead, saved, check, progress)?;
+    let source = Source { saved: Arc::clone(saved), check };
+    memory.page_in(plan, source, &ahead, recording.is_some(), Arc::clone(&watch.on_failure))?;
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
     content::load(&to_copy, saved, check, progress)?;
+    // With everything else, mapped memory was checked above.
+    memory.look_after(plan, saved, verify == Verify::State, (fill, ahead, recording), watch);
     Ok((memory, verify, bytes))
 }
 

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     config::MemoryZoneConfig,
     memory::{
+        ahead::ReadAhead,
         content::{ContentError, load, save, verify},
         demand::{Pager, Source},
         mapping, overlays,
@@ -87,9 +88,10 @@ fn restored(taken: &Taken, mode: MemoryMode, root: u32) -> GuestMemory {
     verify(&taken.memory, true).unwrap();
     let zones = [zone(false)];
     let plan = RestorePlan::new(&zones, taken.memory.table(), Some(mode)).unwrap();
-    let mut memory = GuestMemory::map_restored(&zones, &plan, &taken.memory).unwrap();
+    let mut memory = GuestMemory::map_restored(&zones, &plan, &taken.memory, &ReadAhead::default()).unwrap();
     let source = Source { saved: Arc::clone(&taken.memory), check: true };
-    memory.page_in(&plan, source, Box::new(|error| panic!("{error}"))).unwrap();
+    let on_failure = Arc::new(|error: &ContentError| panic!("{error}"));
+    memory.page_in(&plan, source, &ReadAhead::default(), false, on_failure).unwrap();
     if mode == MemoryMode::Copy {
         load(&memory.zones(), &taken.memory, true, &()).unwrap();
     }

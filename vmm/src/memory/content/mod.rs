@@ -11,7 +11,7 @@ mod plan;
 mod save;
 mod tally;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod touched;
 
 use std::{io, path::PathBuf};
@@ -58,6 +58,18 @@ pub enum ContentError {
     /// Saved memory cannot be read, or is not what was saved.
     #[error(transparent)]
     Saved(#[from] ChunkError),
+    /// Memory cannot be put into place ahead of the guest.
+    #[error("memory zone {zone}: cannot be brought in ahead")]
+    Place {
+        /// Which zone.
+        zone: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No zone comes back in a way that shows what the guest touches.
+    #[error("the working set cannot be recorded: no memory zone comes back in mode cow or ondemand")]
+    NothingToRecord,
     /// Somebody asked for it to be given up.
     #[error("given up, as was asked for")]
     Cancelled,

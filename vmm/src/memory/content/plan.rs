@@ -23,6 +23,13 @@ pub enum MemoryMode {
     Kept,
 }
 
+impl MemoryMode {
+    /// Whether content comes in as it is touched.
+    pub fn is_lazy(self) -> bool {
+        matches!(self, Self::Cow | Self::OnDemand)
+    }
+}
+
 impl fmt::Display for MemoryMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -11,11 +11,14 @@ use vm_memory::{MmapRegion, VolatileMemory};
 use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryFile, MemoryTable, SavedMemory};
 
 use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
-use crate::{config::MemoryZoneConfig, memory::GuestMemory};
+use crate::{
+    config::MemoryZoneConfig,
+    memory::{GuestMemory, ahead::ReadAhead},
+};
 
 const PAGE: u64 = 4096;
 
-fn zone(id: &str, size: u64) -> MemoryZoneConfig {
+pub(in crate::memory) fn zone(id: &str, size: u64) -> MemoryZoneConfig {
     MemoryZoneConfig {
         id: id.into(),
         size,
@@ -85,7 +88,8 @@ fn store(guest: &GuestMemory, table: &mut MemoryTable, file: &File) -> Result<u6
 
 fn restored(saved: &Saved, mode: Option<MemoryMode>) -> GuestMemory {
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap();
+    let memory =
+        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default()).unwrap();
     let copied = memory.zones().into_iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy));
     load(&copied.collect::<Vec<_>>(), &saved.memory, true, &()).unwrap();
     memory
@@ -207,7 +211,8 @@ fn damage_is_found_before_it_is_used() {
     }
     damage(40 * CHUNK_SIZE + 5);
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Copy)).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory).unwrap().zones();
+    let memory =
+        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default()).unwrap().zones();
     let error = load(&memory, &saved.memory, true, &()).unwrap_err();
     assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
 }

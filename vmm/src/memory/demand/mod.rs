@@ -22,7 +22,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vm_memory::MmapRegion;
 use vm_migration::snapshot::SavedMemory;
 
-use self::uffd::Userfaultfd;
+use self::uffd::{Fault, Userfaultfd};
 use super::content::{ContentError, Tally};
 
 /// Threads that serve faults: more than a few wait for the disk and for one another.
@@ -44,7 +44,7 @@ struct Zone {
 }
 
 /// Called once with what keeps the machine from going on.
-pub type OnFailure = Box<dyn Fn(&ContentError) + Send + Sync>;
+pub type OnFailure = Arc<dyn Fn(&ContentError) + Send + Sync>;
 
 /// What the pages come out of.
 pub struct Source {
@@ -62,9 +62,33 @@ struct Shared {
     failed: AtomicBool,
     on_failure: OnFailure,
     brought: AtomicU64,
-    /// Chunks of the file in the order in which they were touched, while that is being noted.
-    touched: parking_lot::Mutex<Option<Vec<u64>>>,
+    /// What was touched, in order, while that is being noted.
+    touched: parking_lot::Mutex<Option<Vec<Touch>>>,
 }
+
+/// The first touch of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// The chunk of the snapshot's memory.
+    pub chunk: u64,
+    /// Whether it was written.
+    pub written: bool,
+}
+
+/// One zone to be paged in.
+#[derive(Debug)]
+pub struct DemandZone {
+    /// Its memory.
+    pub mapping: Arc<MmapRegion>,
+    /// Where it is in the snapshot's memory, in bytes.
+    pub offset: u64,
+    /// Parts of it that are there already: offsets in bytes, whole chunks.
+    pub present: Vec<Range<u64>>,
+}
+
+/// Brings in what has not been touched, from beside the pager. To be dropped before it.
+#[derive(Clone)]
+pub struct Filler(Arc<Shared>);
 
 /// Pages memory in. Dropped, it leaves what is missing to be zero: only for a machine that is gone.
 pub struct Pager {
@@ -73,21 +97,27 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Begins to serve faults of those zones, each with its place in the file. Nothing of them has been touched.
+    /// Begins to serve faults of those zones. Nothing of them has been touched but what is said to be there. With
+    /// `note`, what is touched is noted until it is [taken](Self::take_touched).
     ///
     /// # Errors
     /// The host has no userfaultfd, no thread, or does not take the memory.
     pub fn start(
-        zones: Vec<(Arc<MmapRegion>, u64)>,
+        zones: Vec<DemandZone>,
         source: Source,
         on_failure: OnFailure,
+        note: bool,
     ) -> io::Result<Self> {
         let uffd = Userfaultfd::open()?;
         let chunk = source.saved.table().chunk_size;
-        let zones = zones.into_iter().map(|(mapping, offset)| {
+        let zones = zones.into_iter().map(|DemandZone { mapping, offset, present }| {
             let (start, size) = (mapping.as_ptr() as u64, mapping.size() as u64);
             uffd.register(start, size)?;
-            let chunks = (0..size.div_ceil(chunk)).map(|_| AtomicU8::new(MISSING)).collect();
+            let state = |number: u64| {
+                let at = number * chunk;
+                if present.iter().any(|part| part.contains(&at)) { PRESENT } else { MISSING }
+            };
+            let chunks = (0..size.div_ceil(chunk)).map(|number| AtomicU8::new(state(number))).collect();
             Ok(Zone { _mapping: mapping, start, size, offset, chunks })
         });
         let zones = zones.collect::<io::Result<_>>()?;
@@ -100,7 +130,7 @@ impl Pager {
             failed: AtomicBool::new(false),
             on_failure,
             brought: AtomicU64::new(0),
-            touched: parking_lot::Mutex::new(Some(Vec::new())),
+            touched: parking_lot::Mutex::new(note.then(Vec::new)),
         });
         let mut pager = Self { shared, threads: Vec::new() };
         for number in 0..THREADS {
@@ -150,18 +180,9 @@ impl Pager {
             .collect()
     }
 
-    /// Brings in those chunks of the file that are still missing, in that order.
-    ///
-    /// # Errors
-    /// One cannot be read, or is damaged.
-    pub fn prefetch(&self, chunks: impl IntoIterator<Item = u64>) -> Result<(), ContentError> {
-        let mut buffer = self.shared.buffer();
-        for number in chunks {
-            if let Some((zone, chunk)) = self.shared.at_file_chunk(number) {
-                self.shared.bring(zone, chunk, &mut buffer)?;
-            }
-        }
-        Ok(())
+    /// What brings in more than is touched.
+    pub fn filler(&self) -> Filler {
+        Filler(Arc::clone(&self.shared))
     }
 
     /// Brings in what is missing of a range of a zone; nothing where the zone is not paged in.
@@ -179,10 +200,33 @@ impl Pager {
         }
         Ok(())
     }
+}
 
-    /// The chunks of the file that were touched so far, in order; from now on none is noted.
-    pub fn take_touched(&self) -> Vec<u64> {
-        self.shared.touched.lock().take().unwrap_or_default()
+impl Filler {
+    /// A buffer for [`bring`](Self::bring).
+    pub fn buffer(&self) -> Vec<u8> {
+        self.0.buffer()
+    }
+
+    /// Brings in a chunk of the snapshot's memory. False if it was there, was on its way, or is nobody's.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn bring(&self, chunk: u64, buffer: &mut [u8]) -> Result<bool, ContentError> {
+        match self.0.at_file_chunk(chunk) {
+            Some((zone, chunk)) => self.0.bring(zone, chunk, buffer),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a chunk of the snapshot's memory is of a zone that is paged in.
+    pub fn has(&self, chunk: u64) -> bool {
+        self.0.at_file_chunk(chunk).is_some()
+    }
+
+    /// What was touched so far, in order; from now on nothing is noted.
+    pub fn take_touched(&self) -> Vec<Touch> {
+        self.0.touched.lock().take().unwrap_or_default()
     }
 }
 
@@ -195,7 +239,7 @@ impl Shared {
         let mut buffer = self.buffer();
         loop {
             match self.uffd.next_fault() {
-                Ok(Some(address)) => self.resolve(address, &mut buffer),
+                Ok(Some(fault)) => self.resolve(&fault, &mut buffer),
                 Ok(None) => {}
                 Err(error) => {
                     log::error!("guest memory cannot be paged in any more: {error}");
@@ -219,17 +263,18 @@ impl Shared {
     }
 
     /// Answers a fault, unless that cannot be: then whoever has it waits for ever, and the owner is told.
-    fn resolve(&self, address: u64, buffer: &mut [u8]) {
+    fn resolve(&self, fault: &Fault, buffer: &mut [u8]) {
+        let Fault { address, written } = *fault;
         let size = self.source.saved.table().chunk_size;
         let zone = self.zones.iter().find(|zone| address.wrapping_sub(zone.start) < zone.size);
         let Some(zone) = zone else { return };
         let within = address - zone.start;
         let Ok(chunk) = usize::try_from(within / size) else { return };
         if let Some(touched) = &mut *self.touched.lock() {
-            touched.push(zone.offset / size + within / size);
+            touched.push(Touch { chunk: zone.offset / size + within / size, written });
         }
         match self.bring(zone, chunk, buffer) {
-            Ok(()) => {
+            Ok(_) => {
                 let page = address & !(crate::config::PAGE_SIZE - 1);
                 if zone.is(chunk, PRESENT)
                     && let Err(error) = self.uffd.wake(page, crate::config::PAGE_SIZE)
@@ -241,16 +286,16 @@ impl Shared {
         }
     }
 
-    /// Makes sure that a chunk is there or on its way.
-    fn bring(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
-        let Some(state) = zone.chunks.get(chunk) else { return Ok(()) };
+    /// Makes sure that a chunk is there or on its way. False if it was already.
+    fn bring(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<bool, ContentError> {
+        let Some(state) = zone.chunks.get(chunk) else { return Ok(false) };
         if state.compare_exchange(MISSING, COMING, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return Ok(());
+            return Ok(false);
         }
         let brought = self.put(zone, chunk, buffer);
         // What failed is tried again at the next touch: the file may have been restored.
         state.store(if brought.is_ok() { PRESENT } else { MISSING }, Ordering::Release);
-        brought
+        brought.map(|()| true)
     }
 
     fn put(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
@@ -320,6 +365,12 @@ impl Drop for Pager {
 impl std::fmt::Debug for Pager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Pager({} bytes brought in)", self.brought())
+    }
+}
+
+impl std::fmt::Debug for Filler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Filler")
     }
 }
 

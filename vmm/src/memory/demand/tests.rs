@@ -38,8 +38,9 @@ fn read(mapping: &MmapRegion, at: u64) -> u8 {
 fn start(source: Source) -> (Arc<MmapRegion>, Pager, mpsc::Receiver<String>) {
     let mapping = mapping();
     let (sender, receiver) = mpsc::channel();
-    let on_failure: OnFailure = Box::new(move |error| drop(sender.send(error.to_string())));
-    let pager = Pager::start(vec![(Arc::clone(&mapping), 0)], source, on_failure).unwrap();
+    let on_failure: OnFailure = Arc::new(move |error| drop(sender.send(error.to_string())));
+    let zone = DemandZone { mapping: Arc::clone(&mapping), offset: 0, present: Vec::new() };
+    let pager = Pager::start(vec![zone], source, on_failure, true).unwrap();
     (mapping, pager, receiver)
 }
 
@@ -51,7 +52,10 @@ fn pages_come_as_they_are_touched() {
         assert_eq!(read(&mapping, chunk * CHUNK_SIZE + 5000), value);
     }
     assert_eq!(pager.brought(), 4 * CHUNK_SIZE - 4096);
-    assert_eq!(pager.take_touched(), [6, 1, 0, 7]);
+    mapping.get_slice(usize::try_from(3 * CHUNK_SIZE).unwrap(), 1).unwrap().copy_from(&[0u8]);
+    let touched = pager.filler().take_touched();
+    let expected = [6, 1, 0, 7].map(|chunk| Touch { chunk, written: false });
+    assert_eq!(touched, [&expected[..], &[Touch { chunk: 3, written: true }]].concat());
     // Many at once, on the same chunks.
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -69,7 +73,9 @@ fn pages_come_as_they_are_touched() {
 #[test]
 fn the_rest_can_be_filled_and_a_part_fetched_before() {
     let (mapping, pager, _) = start(source());
-    pager.prefetch([4, 5, 99]).unwrap();
+    let (filler, mut buffer) = (pager.filler(), vec![0; usize::try_from(CHUNK_SIZE).unwrap()]);
+    let brought = [4, 5, 99, 4].map(|chunk| filler.bring(chunk, &mut buffer).unwrap());
+    assert_eq!(brought, [true, true, false, false]);
     assert_eq!(pager.brought(), 2 * CHUNK_SIZE);
     pager.fill(&()).unwrap();
     assert_eq!(pager.brought(), 8 * CHUNK_SIZE - 4096);

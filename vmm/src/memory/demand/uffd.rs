@@ -30,6 +30,7 @@ const FEATURES_TO_TRACK: u64 = 1 | 1 << 15;
 /// `UFFD_USER_MODE_ONLY`, which needs no privilege.
 const USER_MODE_ONLY: libc::c_int = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
+const FLAG_WRITE: u64 = 1;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -77,6 +78,15 @@ struct Message {
     flags: u64,
     address: u64,
     rest: u64,
+}
+
+/// A touch of a missing page, whose owner waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where.
+    pub address: u64,
+    /// Whether it would write.
+    pub written: bool,
 }
 
 /// A userfaultfd. While it is open, whoever touches a missing page of what is registered waits.
@@ -152,11 +162,11 @@ impl Userfaultfd {
         checked(unsafe { libc::ioctl(self.0.as_raw_fd(), REGISTER, &raw mut arguments) })
     }
 
-    /// Address of the next fault that waits; `None` if there is none.
+    /// The next fault that waits; `None` if there is none.
     ///
     /// # Errors
     /// The descriptor cannot be read.
-    pub fn next_fault(&self) -> io::Result<Option<u64>> {
+    pub fn next_fault(&self) -> io::Result<Option<Fault>> {
         let mut message = Message { event: 0, reserved: [0; 7], flags: 0, address: 0, rest: 0 };
         let size = size_of::<Message>();
         // SAFETY: the buffer is a message of that size, of which every pattern is one.
@@ -168,7 +178,8 @@ impl Userfaultfd {
                 _ => Err(error),
             };
         }
-        Ok((message.event == EVENT_PAGEFAULT).then_some(message.address))
+        let fault = Fault { address: message.address, written: message.flags & FLAG_WRITE != 0 };
+        Ok((message.event == EVENT_PAGEFAULT).then_some(fault))
     }
 
     /// Puts `content` at `to`, where no page is yet, and wakes whoever waits for it.

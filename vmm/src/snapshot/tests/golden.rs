@@ -79,6 +79,8 @@ impl Golden {
             source: self.snapshot(),
             memory: None,
             verify: Some(verify),
+            fill: None,
+            record: None,
             prefault: false,
             commits: Commits::Once,
             new_generation: true,

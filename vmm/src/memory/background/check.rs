@@ -1,0 +1,112 @@
+//! Checks what has come in of a mapped file.
+//!
+//! Nobody is told when the guest touches a page of a mapped file, so damage cannot be kept from it: it is found soon
+//! after. The kernel is asked which pages are there, and what is new is read once more from the snapshot and held
+//! against its checksum. What is never touched is never read.
+
+use std::{ops::Range, time::Duration};
+
+use super::{Ground, MappedZone, switch::Switch};
+use crate::{
+    memory::{
+        content::{self, ContentError, Tally},
+        mapping,
+        pagemap::Pagemap,
+    },
+    parallel,
+};
+
+/// How long it waits before it looks again: the least, after something new was found, and the most.
+const WAIT_MIN: Duration = Duration::from_millis(10);
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Chunks for which a thread of its own is worth it.
+const CHUNKS_PER_THREAD: usize = 16;
+
+/// Works until all is checked, or it is stopped.
+pub(super) fn run(ground: &Ground, switch: &Switch) {
+    if let Err(error) = mapping::give_way() {
+        log::debug!("checks of memory have the priority of everything else: {error}");
+    }
+    let pagemap = match Pagemap::open() {
+        Ok(pagemap) => pagemap,
+        Err(error) => {
+            log::warn!("memory that the guest uses is not checked: {error}");
+            return;
+        }
+    };
+    let mut wait = WAIT_MIN;
+    let mut buffer = ground.buffer();
+    while switch.rest(wait) && ground.mapped.iter().any(|zone| !zone.unchecked().is_empty()) {
+        match look(ground, switch, &pagemap, &mut buffer) {
+            Ok(0) => wait = wait.saturating_mul(2).min(WAIT_MAX),
+            Ok(_) => wait = WAIT_MIN,
+            Err(error) => {
+                (ground.watch.on_failure)(&error);
+                return;
+            }
+        }
+    }
+}
+
+/// Checks all that has not been: what is saved again with checksums of its own must not be damaged already.
+///
+/// # Errors
+/// A chunk cannot be read, is damaged, or somebody asked for it to be given up.
+pub(super) fn rest(ground: &Ground, tally: &dyn Tally) -> Result<(), ContentError> {
+    if !ground.check || ground.mapped.is_empty() {
+        return Ok(());
+    }
+    let unchecked = |zone| MappedZone::unchecked(zone).into_iter().flatten().map(move |chunk| (zone, chunk));
+    let stored = |(zone, chunk): &(&MappedZone, u64)| {
+        ground.saved.table().chunks.get(zone.first.saturating_add(*chunk)).is_some()
+    };
+    let work: Vec<_> = ground.mapped.iter().flat_map(unchecked).filter(stored).collect();
+    parallel::for_each(&work, CHUNKS_PER_THREAD, ground.saved.chunk_length(), |(zone, chunk), buffer| {
+        if tally.is_cancelled() {
+            return Err(ContentError::Cancelled);
+        }
+        ground.check(zone, *chunk, buffer).map(|()| None::<()>)
+    })?;
+    // The others were zero.
+    content::verify(&ground.saved, false)
+}
+
+/// Checks what is new; returns how many chunks that were.
+fn look(ground: &Ground, switch: &Switch, pagemap: &Pagemap, buffer: &mut [u8]) -> Result<u64, ContentError> {
+    let size = ground.saved.table().chunk_size;
+    let mut found = 0;
+    for zone in &ground.mapped {
+        for part in zone.unchecked() {
+            let bytes = part.start.saturating_mul(size)..part.end.saturating_mul(size);
+            let present = pagemap.present(&zone.mapping, bytes);
+            let present = present.map_err(|source| ContentError::Scan { zone: zone.zone.clone(), source })?;
+            for pages in present {
+                for chunk in pages.range.start / size..pages.range.end.div_ceil(size) {
+                    if !switch.go_on() {
+                        return Ok(found);
+                    }
+                    if !zone.is_checked(chunk) {
+                        ground.check(zone, chunk, buffer)?;
+                        found += 1;
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl MappedZone {
+    /// The chunks that have not been checked, those that follow one another together.
+    fn unchecked(&self) -> Vec<Range<u64>> {
+        let mut parts: Vec<Range<u64>> = Vec::new();
+        for chunk in (0..self.checked.len() as u64).filter(|chunk| !self.is_checked(*chunk)) {
+            match parts.last_mut() {
+                Some(part) if part.end == chunk => part.end += 1,
+                _ => parts.push(chunk..chunk + 1),
+            }
+        }
+        parts
+    }
+}
