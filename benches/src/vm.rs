@@ -222,24 +222,30 @@ impl Saved {
         Ok(Self { contender: contender.clone(), shape: shape.clone(), place: place.to_owned(), saving })
     }
 
+    /// Brings the guest back once, and has what it touches while it obeys `order` be recorded for the next times.
+    ///
+    /// # Errors
+    /// It cannot be brought back, or nothing is recorded.
+    pub fn record(&self, order: &str) -> Result<()> {
+        let mut vm = Vm::start(&mut self.command(",record_working_set=3000"))?;
+        vm.obey(order)?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.place.join("snapshot/working-set.json").exists() {
+            if Instant::now() > deadline {
+                return Err("nothing was recorded".into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        vm.end().map(|_| ())
+    }
+
     /// Starts the program, has it bring the guest back, and gives the guest `order`; returns the time until its answer,
     /// and what the program reported.
     ///
     /// # Errors
     /// It cannot be brought back.
     pub fn restore(&self, order: &str) -> Result<(Duration, String)> {
-        let mut command = match &self.contender {
-            Contender::Cumulet { keys, options } => {
-                let mut command = restore(&self.place.join("snapshot"), keys);
-                command.args(*options);
-                command
-            }
-            Contender::Qemu { .. } => {
-                let mut command = boot(&self.contender, &self.shape, &self.place);
-                command.args(["-incoming", &format!("exec:cat {}", state(&self.place).display())]);
-                command
-            }
-        };
+        let mut command = self.command("");
         let _ = fs::remove_file(self.place.join("control"));
         let started = Instant::now();
         let mut vm = Vm::start(&mut command)?;
@@ -253,6 +259,22 @@ impl Saved {
         vm.obey(order)?;
         let took = started.elapsed();
         Ok((took, vm.end()?))
+    }
+
+    /// The command that brings the guest back, with `more` keys, which QEMU does not have.
+    fn command(&self, more: &str) -> Command {
+        match &self.contender {
+            Contender::Cumulet { keys, options } => {
+                let mut command = restore(&self.place.join("snapshot"), &format!("{keys}{more}"));
+                command.args(*options);
+                command
+            }
+            Contender::Qemu { .. } => {
+                let mut command = boot(&self.contender, &self.shape, &self.place);
+                command.args(["-incoming", &format!("exec:cat {}", state(&self.place).display())]);
+                command
+            }
+        }
     }
 }
 

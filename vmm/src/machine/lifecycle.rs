@@ -103,6 +103,10 @@ impl Machine {
                 self.resume_devices();
             }
         }
+        // The guest runs by now: nothing of this is in its way there.
+        if let Some(background) = self.memory.background() {
+            background.run();
+        }
     }
 
     /// Presses the power button. What the guest makes of it is its own business.
