@@ -75,6 +75,15 @@ pub enum BuildError {
         /// What, by name.
         missing: String,
     },
+    /// There would be none left for devices that begin to work.
+    #[error("the limit on open files leaves no room for the {needed} that the devices take when they work")]
+    Descriptors {
+        /// How many.
+        needed: u64,
+        /// What the next one would be refused with.
+        #[source]
+        source: io::Error,
+    },
     /// The host has no descriptor or thread left.
     #[error("host resources")]
     Host(#[from] io::Error),

@@ -11,6 +11,7 @@ mod builder;
 mod clock;
 mod commit;
 pub mod consoles;
+mod descriptors;
 mod error;
 pub mod generation;
 mod images;

@@ -19,6 +19,7 @@ use super::{
     BuildError, Commits, Host, Machine, MachineState,
     builder::Prepared,
     clock::{ClockPolicy, Shift},
+    descriptors,
     processors::{host_caps, irqchip_mode, vcpu_plans},
     sections,
 };
@@ -138,6 +139,10 @@ impl Machine {
         })?;
         let chips =
             SavedChips { irqchip: state.irqchip()?, clock: stopped.map(|stopped| shift.clock(stopped)) };
-        phases.time("commit", || prepared.commit(host, threads, plans, Some(chips), commits))
+        let machine =
+            phases.time("commit", || prepared.commit(host, threads, plans, Some(chips), commits))?;
+        let needed = descriptors::taken_at_work(machine.layout());
+        descriptors::check_room(needed).map_err(|source| BuildError::Descriptors { needed, source })?;
+        Ok(machine)
     }
 }

@@ -139,7 +139,19 @@ impl MachineState {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn clock(&self) -> Result<Option<VmClock>, LoadError> {
-        self.section(CLOCK)?.load::<SavedClock>().map(|SavedClock(clock)| clock)
+        Self::read_clock(self.section(CLOCK)?)
+    }
+
+    /// The guest's clock, by a section of those that are not a machine's yet; none where there is no such section.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn clock_of(sections: &BTreeMap<String, Section>) -> Result<Option<VmClock>, LoadError> {
+        sections.get(CLOCK).map_or(Ok(None), Self::read_clock)
+    }
+
+    fn read_clock(section: &Section) -> Result<Option<VmClock>, LoadError> {
+        section.load::<SavedClock>().map(|SavedClock(clock)| clock)
     }
 
     /// Checks that the states of the hypervisor's parts can be read.

@@ -57,7 +57,8 @@ pub fn open(target: &ConsoleTarget, existing: Existing) -> Result<Option<Opened>
         ConsoleTarget::Socket(path) => {
             let listener = UnixListener::bind(path)
                 .map_err(|source| AttachError::Open { path: path.clone(), source })?;
-            Terminal::socket(listener)
+            // Whoever comes next must find the place free.
+            Terminal::socket(listener).inspect_err(|_| drop(std::fs::remove_file(path)))
         }
     };
     opened.map(|terminal| Some(Opened { terminal, pty: None })).map_err(AttachError::Function)
