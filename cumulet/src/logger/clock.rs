@@ -48,7 +48,8 @@ impl Moment {
         Self::at(seconds, since.subsec_micros())
     }
 
-    fn at(seconds: libc::time_t, micros: u32) -> Self {
+    /// Seconds since 1970, and microseconds.
+    pub fn at(seconds: libc::time_t, micros: u32) -> Self {
         Self { utc: parts(seconds, micros, libc::gmtime_r), local: parts(seconds, micros, libc::localtime_r) }
     }
 }

@@ -1,6 +1,6 @@
 //! The log: one line an event, on standard error or in a file.
 
-mod clock;
+pub mod clock;
 mod template;
 
 use std::{

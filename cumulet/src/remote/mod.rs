@@ -1,13 +1,15 @@
-//! The client program: one command, one request, one answer.
+//! The client program: one command, one request, one answer. Commands on the directory of a snapshot ask nobody
+//! (`local`).
 //!
 //! `table` lists the commands, `request` makes a request of each, `output` tells what came of it, and
 //! `progress` shows meanwhile how far it is. Called by the name `ch-remote`, by a link say, the program
 //! speaks as those expect that know it. What is absent: HTTP, which is `api_client`'s.
 
+mod local;
 mod migration;
-mod offline;
 mod output;
 mod progress;
+mod report;
 mod request;
 mod table;
 #[cfg(test)]
@@ -26,8 +28,9 @@ use clap::ArgMatches;
 use thiserror::Error;
 
 use self::{
-    offline::OfflineError,
+    local::{LocalError, Told},
     output::Form,
+    report::{ReportError, Shape},
     request::{Request, RequestError},
 };
 
@@ -70,9 +73,12 @@ pub enum RemoteError {
     /// What the user said makes no request.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// What needs no server did not succeed.
+    /// The snapshot is none that can be used, or not here.
     #[error(transparent)]
-    Offline(#[from] OfflineError),
+    Local(#[from] LocalError),
+    /// How a restore went cannot be told.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The server does not answer, or refuses.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -98,13 +104,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         let what = "a command is needed";
         table::command(called.name()).error(clap::error::ErrorKind::MissingSubcommand, what).exit();
     };
-    let form = Form::of(called, matches.get_flag("json"));
-    let outcome = match arguments.subcommand() {
-        Some((_, arguments)) => offline::run(arguments).map(Some).map_err(RemoteError::from),
-        None => send(&matches, name, arguments).map(|answer| answer.body().map(<[u8]>::to_vec)),
+    let form = Form::of(called, matches.get_flag("json") || local::wants_json(arguments));
+    let told = match local::run(name, arguments) {
+        Some(told) => told.map(|told| form.told(told)).map_err(RemoteError::from),
+        None => send(&matches, name, arguments).and_then(|answer| tell(&answer, arguments, form)),
     };
-    match outcome {
-        Ok(body) => print(&form.answer(body.as_deref())),
+    match told {
+        Ok(text) => print(&text),
         Err(error) => {
             let (text, to_output) = form.error(&error);
             // What cannot be told has nowhere to be told.
@@ -126,6 +132,17 @@ fn send(matches: &ArgMatches, name: &str, arguments: &ArgMatches) -> Result<Answ
     let answer = client.request(method, endpoint, body.as_deref(), &descriptors);
     drop(shown);
     Ok(answer?)
+}
+
+/// What is printed of an answer: the report that it carries, if that was asked for, or else the answer.
+fn tell(answer: &Answer, arguments: &ArgMatches, form: Form) -> Result<Vec<u8>, RemoteError> {
+    match arguments.try_get_one::<Shape>(table::REPORT) {
+        Ok(Some(shape)) => {
+            let (text, value) = report::tell(answer, shape)?;
+            Ok(form.told(Told { text, value }))
+        }
+        _ => Ok(form.answer(answer.body())),
+    }
 }
 
 fn print(text: &[u8]) -> ExitCode {

@@ -3,7 +3,7 @@
 use api_client::{ClientError, Refusal};
 use serde_json::{Value, json};
 
-use super::{Called, RemoteError};
+use super::{Called, RemoteError, local::Told};
 
 /// How it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,14 @@ impl Form {
         text
     }
 
+    /// What is printed of something that was told here.
+    pub(super) fn told(self, told: Told) -> Vec<u8> {
+        match self {
+            Self::Json => format!("{}\n", json!({ "result": told.value })).into_bytes(),
+            Self::Plain | Self::Numbered => told.text.into_bytes(),
+        }
+    }
+
     /// What is printed after a failure, and whether on standard output.
     pub(super) fn error(self, error: &RemoteError) -> (String, bool) {
         let messages = messages(error);
@@ -73,6 +81,9 @@ fn refusal(error: &RemoteError) -> Option<&Refusal> {
 
 /// The messages of the whole chain; the server's go on where ours end.
 fn messages(error: &RemoteError) -> Vec<String> {
+    if let RemoteError::Local(error) = error {
+        return error.messages();
+    }
     let Some(refusal) = refusal(error) else { return vmm::error::messages(error) };
     let mut messages = vec![format!("Server responded with {}", refusal.status_name())];
     match &refusal.messages {

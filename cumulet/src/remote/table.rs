@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::{Arg, ArgAction, Command, builder::PossibleValuesParser, value_parser};
 
 use crate::options::{
     device, disk,
@@ -10,7 +10,7 @@ use crate::options::{
     net, passthrough, restore,
 };
 
-use super::{migration, offline};
+use super::{local::merge, migration, report};
 
 /// A command.
 #[derive(Debug)]
@@ -20,6 +20,32 @@ pub(super) struct Row {
     pub(super) about: &'static str,
     /// Its arguments in an example.
     pub(super) example: &'static str,
+    /// What else can be said.
+    pub(super) options: &'static [Extra],
+    /// Commands beneath it, which take its place.
+    pub(super) commands: &'static [Row],
+}
+
+/// An option that a command need not have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extra {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    pub(super) takes: Value,
+}
+
+/// What an option takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value {
+    Nothing,
+    /// One of these.
+    OneOf(&'static [&'static str]),
+    /// A text, shown as this.
+    Text(&'static str),
+    /// The name of a hypervisor.
+    Hypervisor,
+    /// The shape of a report, behind an equals sign, or none.
+    Report,
 }
 
 /// What a command takes.
@@ -32,14 +58,20 @@ pub(super) enum Takes {
     Word(&'static str),
     /// A file, `-` if not given.
     File,
-    /// A URL and options; or a command on directories.
-    Snapshot(&'static [(&'static str, &'static str, bool)]),
     /// Options, each a value: its name, what it is, and whether it is needed.
     Options(&'static [(&'static str, &'static str, bool)]),
 }
 
 const fn row(name: &'static str, takes: Takes, about: &'static str, example: &'static str) -> Row {
-    Row { name, takes, about, example }
+    Row { name, takes, about, example, options: &[], commands: &[] }
+}
+
+const fn with(row: Row, options: &'static [Extra], commands: &'static [Row]) -> Row {
+    Row { options, commands, ..row }
+}
+
+const fn extra(name: &'static str, takes: Value, about: &'static str) -> Extra {
+    Extra { name, about, takes }
 }
 
 /// All of them, by name.
@@ -116,11 +148,15 @@ pub(super) const ROWS: &[Row] = &[
         "Change the size of a memory zone",
         "--id mem0 --size 8G",
     ),
-    row(
-        "restore",
-        Takes::Keys(restore::KEYS),
-        "Restore a VM from a snapshot",
-        "source_url=file:///var/snapshots/a,resume=on",
+    with(
+        row(
+            "restore",
+            Takes::Keys(restore::KEYS),
+            "Restore a VM from a snapshot",
+            "source_url=file:///var/snapshots/a,resume=on --report",
+        ),
+        &[extra(REPORT, Value::Report, "Tell how it went: table (if no form is given), json, or svg:FILE")],
+        &[],
     ),
     row("resume", Takes::Nothing, "Let the paused VM run", ""),
     row(
@@ -131,14 +167,77 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row("shutdown", Takes::Nothing, "Take the VM down; its configuration stays", ""),
     row("shutdown-vmm", Takes::Nothing, "End the VMM", ""),
-    row(
-        "snapshot",
-        Takes::Snapshot(&[
-            ("parent", "An earlier snapshot of the VM: what differs from it is saved", false),
-            ("track-changes", "Whether writes to memory are tracked from then on: on or off", false),
-        ]),
-        "Take a snapshot of the paused VM, or work on directories of snapshots",
-        "file:///var/snapshots/b --parent file:///var/snapshots/a",
+    with(
+        row(
+            "snapshot",
+            Takes::Word("URL"),
+            "Take a snapshot of the paused VM, or work on directories of snapshots",
+            "file:///var/snapshots/b --parent file:///var/snapshots/a",
+        ),
+        &[
+            extra(
+                "parent",
+                Value::Text("URL"),
+                "An earlier snapshot of the VM: what differs from it is saved",
+            ),
+            extra(
+                "track-changes",
+                Value::Text("on|off"),
+                "Whether writes to memory are tracked from then on: on or off",
+            ),
+        ],
+        ON_SNAPSHOTS,
+    ),
+];
+
+/// Says that JSON is told, where it can be said behind the command too.
+pub(super) const JSON: &str = "json";
+
+const AS_JSON: Extra = extra(JSON, Value::Nothing, "Tell it as one line of JSON");
+
+/// Asks for the report of a restore.
+pub(super) const REPORT: &str = "report";
+
+/// What can be done with the directory of a snapshot, without a server.
+const ON_SNAPSHOTS: &[Row] = &[
+    with(
+        row("inspect", Takes::Word("DIRECTORY"), "Tell what a snapshot is", "/var/snapshots/a"),
+        &[AS_JSON],
+        &[],
+    ),
+    with(
+        row(
+            "verify",
+            Takes::Word("DIRECTORY"),
+            "Check all of a snapshot against its checksums",
+            "/var/snapshots/a",
+        ),
+        &[AS_JSON],
+        &[],
+    ),
+    with(
+        row(
+            "can-restore",
+            Takes::Word("DIRECTORY"),
+            "Tell whether this host can restore a snapshot, and if not, why",
+            "/var/snapshots/a --verify full",
+        ),
+        &[
+            extra(
+                "memory-restore-mode",
+                Value::OneOf(&["copy", "cow", "ondemand"]),
+                "How memory shall come back",
+            ),
+            extra("verify", Value::OneOf(&["off", "state", "full"]), "What is checked; state if not given"),
+            extra(
+                "overrides",
+                Value::Text("FILE"),
+                "Resources of this host by device id, as in the REST API, in a file; - is standard input",
+            ),
+            extra("hypervisor", Value::Hypervisor, "Hypervisor; the first that is there if not given"),
+            AS_JSON,
+        ],
+        &[],
     ),
 ];
 
@@ -180,12 +279,24 @@ pub(super) fn command(name: &'static str) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Print the version"),
         )
-        .subcommands(ROWS.iter().map(|row| subcommand(name, row)))
+        .subcommands(ROWS.iter().map(|row| subcommand(&format!("{name} --api-socket /run/vm.sock"), row)))
 }
 
-fn subcommand(program: &str, row: &'static Row) -> Command {
-    let example = format!("Example: {program} --api-socket /run/vm.sock {} {}", row.name, row.example);
-    let command = Command::new(row.name).about(row.about).after_help(example.trim_end().to_owned());
+/// The command of a row; `before` is what stands before its name in an example.
+fn subcommand(before: &str, row: &'static Row) -> Command {
+    let example = format!("Example: {before} {} {}", row.name, row.example);
+    let mut command = Command::new(row.name).about(row.about).after_help(example.trim_end().to_owned());
+    if !row.commands.is_empty() {
+        // They are no requests: no server is asked.
+        let program = before.split(' ').next().unwrap_or_default();
+        let beneath = format!("{program} {}", row.name);
+        command = command
+            .subcommands(row.commands.iter().map(|row| subcommand(&beneath, row)))
+            .subcommand(merge::command(&beneath))
+            .subcommand_negates_reqs(true)
+            .args_conflicts_with_subcommands(true);
+    }
+    command = command.args(row.options.iter().map(option));
     match row.takes {
         Takes::Nothing => command,
         Takes::Keys(keys) => command.arg(
@@ -201,18 +312,28 @@ fn subcommand(program: &str, row: &'static Row) -> Command {
                 .default_value("-")
                 .help("A file of JSON; - is standard input"),
         ),
-        Takes::Options(options) => command.args(options.iter().map(option)),
-        Takes::Snapshot(options) => command
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-            .arg(Arg::new(ARGUMENT).value_name("URL").required(true))
-            .args(options.iter().map(option))
-            .subcommands(offline::commands(program)),
+        Takes::Options(options) => command.args(options.iter().map(|(name, about, needed)| {
+            Arg::new(*name).long(*name).value_name("VALUE").required(*needed).help(*about)
+        })),
     }
 }
 
-fn option((name, about, needed): &(&'static str, &'static str, bool)) -> Arg {
-    Arg::new(*name).long(*name).value_name("VALUE").required(*needed).help(*about)
+fn option(extra: &'static Extra) -> Arg {
+    let arg = Arg::new(extra.name).long(extra.name).help(extra.about);
+    match extra.takes {
+        Value::Nothing => arg.action(ArgAction::SetTrue),
+        Value::OneOf(words) => {
+            arg.value_name("WORD").value_parser(PossibleValuesParser::new(words.iter().copied()))
+        }
+        Value::Text(shown) => arg.value_name(shown),
+        Value::Report => arg
+            .value_name("FORM")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("table")
+            .value_parser(|word: &str| word.parse::<report::Shape>()),
+        Value::Hypervisor => arg.value_name("NAME").value_parser(value_parser!(hypervisor::HypervisorKind)),
+    }
 }
 
 fn listed(keys: Keys) -> String {

@@ -98,6 +98,25 @@ fn every_command_makes_its_request() {
 }
 
 #[test]
+fn what_is_told_here_and_each_option_of_it_is_documented() {
+    let documentation = include_str!("../../../docs/cli.md");
+    let (_, of_the_client) = documentation.split_once("## `cumulet-remote`").unwrap();
+    for row in table::ROWS {
+        for option in row.options {
+            assert!(of_the_client.contains(&format!("`--{}", option.name)), "{} --{}", row.name, option.name);
+        }
+        for beneath in row.commands {
+            let command = format!("`{} {} ", row.name, beneath.name);
+            let (_, from_there) = of_the_client.split_once(&command).expect(&command);
+            let there = from_there.split("\n| `").next().unwrap();
+            for option in beneath.options {
+                assert!(there.contains(&format!("`--{}", option.name)), "{command}: --{}", option.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_configuration_is_sent_unchanged() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "{ \"strange\" :1 }\n").unwrap();
@@ -179,6 +198,35 @@ fn answers_are_printed_as_they_came() {
     let answer = answer.unwrap();
     assert_eq!(Form::Plain.answer(answer.body()), b"\n");
     assert_eq!(Form::Json.answer(answer.body()), b"{\"result\":null}\n");
+}
+
+#[test]
+fn a_report_that_is_asked_for_is_told_instead_of_the_answer() {
+    let restore = "source_url=file:///s";
+    let carrying = "HTTP/1.1 204 \r\nX-Cumulet-Report: {}\r\n\r\n";
+    for (words, asked) in [
+        (&["restore", restore] as &[&str], None),
+        (&["restore", restore, "--report"], Some(Shape::Table)),
+        (&["restore", "--report", restore], Some(Shape::Table)),
+        (&["restore", restore, "--report=svg:a.svg"], Some(Shape::Svg("a.svg".into()))),
+    ] {
+        let matches = table::command("r").try_get_matches_from([&["r"], words].concat()).unwrap();
+        let (_, arguments) = matches.subcommand().unwrap();
+        assert_eq!(arguments.get_one::<Shape>(table::REPORT).cloned(), asked, "{words:?}");
+        let (answer, _) = ask(carrying, &["restore", restore]);
+        match tell(&answer.unwrap(), arguments, Form::Plain) {
+            Ok(text) => assert!(asked.is_none() && text.is_empty()),
+            // It is none, and is found to be none.
+            Err(error) => assert!(error.to_string().contains("its report cannot be read"), "{error}"),
+        }
+    }
+    let wrong = ["r", "restore", restore, "--report=picture"];
+    let said = table::command("r").try_get_matches_from(wrong).unwrap_err().to_string();
+    assert!(said.contains("is not table, json or svg:FILE"), "{said}");
+    let matches = table::command("r").try_get_matches_from(["r", "restore", restore, "--report"]).unwrap();
+    let (answer, _) = ask("HTTP/1.1 204 \r\n\r\n", &["restore", restore]);
+    let told = tell(&answer.unwrap(), matches.subcommand().unwrap().1, Form::Json);
+    assert!(matches!(told, Err(RemoteError::Report(ReportError::None))));
 }
 
 #[test]

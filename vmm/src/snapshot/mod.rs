@@ -8,6 +8,7 @@
 
 mod edits;
 mod filling;
+mod inspect;
 mod merge;
 mod overrides;
 mod parent;
@@ -25,6 +26,7 @@ use thiserror::Error;
 pub use self::{
     edits::EditError,
     filling::{FillReport, ZoneFill},
+    inspect::{Device, FileInfo, Inspection, Link, Memory, Processors, SectionInfo, Zone},
     merge::{MergeError, MergeReport, merge},
     overrides::OverrideError,
     parent::ParentError,

@@ -37,6 +37,12 @@ pub struct Rehearsal {
 }
 
 impl Checked {
+    /// All that this host does not have for it, of what can be found out without taking it.
+    pub fn obstacles(&self) -> Vec<RestoreError> {
+        let memory = self.snapshot.open_memory().err().map(RestoreError::from);
+        memory.into_iter().chain(resources(&self.config).into_iter().map(RestoreError::from)).collect()
+    }
+
     /// Tries the restore.
     ///
     /// # Errors
@@ -47,9 +53,11 @@ impl Checked {
         plan.look_at(&saved);
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
-            content::verify(&saved, true)?;
+            content::verify(&saved, true, &())?;
         }
-        resources(&config)?;
+        if let Some(first) = resources(&config).into_iter().next() {
+            return Err(first.into());
+        }
         let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
         let memory_bytes =
             plan.bytes_to_read(&snapshot.manifest.memory).saturating_add(filling.ahead.placed_bytes());
@@ -68,20 +76,17 @@ impl Checked {
     }
 }
 
-/// Whether what the host is to give is there.
-fn resources(config: &VmConfig) -> Result<(), BuildError> {
+/// What of the host's is not there.
+fn resources(config: &VmConfig) -> Vec<BuildError> {
     let of = |id: &str| {
         let id = id.to_owned();
         move |source| BuildError::Attach { id, source }
     };
-    probe::console(&config.serial).map_err(of(crate::machine::platform::SERIAL_ID))?;
-    for device in &config.devices {
-        attach::probe(device).map_err(of(device.id()))?;
-    }
-    for MemoryZoneConfig { id, file, .. } in &config.memory {
-        if let Some(file) = file.as_ref().filter(|file| !file.is_dir()) {
-            probe::file(file, true).map_err(of(id))?;
-        }
-    }
-    Ok(())
+    let serial = probe::console(&config.serial).map_err(of(crate::machine::platform::SERIAL_ID));
+    let devices = config.devices.iter().map(|device| attach::probe(device).map_err(of(device.id())));
+    let zones = config.memory.iter().filter_map(|MemoryZoneConfig { id, file, .. }| {
+        let file = file.as_ref().filter(|file| !file.is_dir())?;
+        Some(probe::file(file, true).map_err(of(id)))
+    });
+    std::iter::once(serial).chain(devices).chain(zones).filter_map(Result::err).collect()
 }

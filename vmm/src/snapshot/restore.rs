@@ -124,10 +124,10 @@ pub enum RestoreError {
 /// A snapshot that has been read and checked; nothing has been built.
 #[derive(Debug)]
 pub struct Opened {
-    request: Request,
+    pub(super) request: Request,
     phases: Phases,
-    snapshot: Snapshot,
-    edited: Vec<String>,
+    pub(super) snapshot: Snapshot,
+    pub(super) edited: Vec<String>,
     overridden: Vec<String>,
     /// The configuration, as clients know it.
     pub said: wire::VmConfig,
@@ -310,7 +310,7 @@ fn bring_back(
     progress.phase("memory", Some(bytes));
     if verify == Verify::Full {
         // What is copied is checked on its way.
-        content::verify(saved, !all_copied)?;
+        content::verify(saved, !all_copied, &())?;
     }
     let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead)?;
     let check = verify != Verify::Off;
@@ -347,6 +347,6 @@ fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), R
     Ok((said, edited))
 }
 
-fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
+pub(super) fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
     serde_json::from_str(text.get()).map_err(|source| RestoreError::Form { what, source })
 }

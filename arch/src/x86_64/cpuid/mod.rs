@@ -104,7 +104,7 @@ pub fn vendor(table: &[CpuidEntry]) -> Vendor {
 }
 
 /// The twelve characters of leaf 0.
-pub(super) fn vendor_string(table: &[CpuidEntry]) -> String {
+pub fn vendor_string(table: &[CpuidEntry]) -> String {
     table.iter().find(|entry| entry.leaf == leaf::VENDOR).map_or_else(String::new, |entry| {
         [entry.ebx, entry.edx, entry.ecx]
             .iter()

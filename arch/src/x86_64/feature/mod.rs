@@ -122,6 +122,13 @@ pub fn has(table: &[CpuidEntry], name: &str) -> bool {
     features().any(|feature| feature.name == name && feature.word.of(table) & (1 << feature.bit) != 0)
 }
 
+/// The names of all features of a table, each once, in the order of the registers.
+pub fn of(table: &[CpuidEntry]) -> Vec<&'static str> {
+    let mut seen = BTreeSet::new();
+    let there = features().filter(|feature| feature.word.of(table) & (1 << feature.bit) != 0);
+    there.map(|feature| feature.name).filter(|name| seen.insert(*name)).collect()
+}
+
 /// A name that is no CPU feature.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("unknown CPU feature {name:?}: did you mean {}?", .nearest.join(", "))]

@@ -69,7 +69,7 @@ pub(super) fn rest(ground: &Ground, tally: &dyn Tally) -> Result<(), ContentErro
         ground.check(zone, *chunk, buffer).map(|()| None::<()>)
     })?;
     // The others were zero.
-    content::verify(&ground.saved, false)
+    content::verify(&ground.saved, false, &())
 }
 
 /// Checks what is new; returns how many chunks that were.

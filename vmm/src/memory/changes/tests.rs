@@ -85,7 +85,7 @@ fn on_top(memory: &GuestMemory, root: u32, parent: &Taken) -> Taken {
 }
 
 fn restored(taken: &Taken, mode: MemoryMode, root: u32) -> GuestMemory {
-    verify(&taken.memory, true).unwrap();
+    verify(&taken.memory, true, &()).unwrap();
     let zones = [zone(false)];
     let plan = RestorePlan::new(&zones, taken.memory.table(), Some(mode)).unwrap();
     let mut memory = GuestMemory::map_restored(&zones, &plan, &taken.memory, &ReadAhead::default()).unwrap();

@@ -80,9 +80,11 @@ pub fn for_each_part(
 /// Checks a snapshot's memory: with `listed` each chunk that was saved against its checksum (without, that is
 /// left to [`load`]), and all else to be zero.
 ///
+/// `tally` is told of bytes as they are read.
+///
 /// # Errors
 /// It cannot be read, or is not what was saved.
-pub fn verify(saved: &SavedMemory, listed: bool) -> Result<(), ContentError> {
+pub fn verify(saved: &SavedMemory, listed: bool, tally: &dyn Tally) -> Result<(), ContentError> {
     let table = saved.table();
     let size = table.chunk_size;
     let mut work: Vec<u64> = table.chunks.iter().filter(|_| listed).map(|(chunk, _)| chunk).collect();
@@ -98,7 +100,11 @@ pub fn verify(saved: &SavedMemory, listed: bool) -> Result<(), ContentError> {
     work.sort_unstable();
     work.dedup();
     parallel::for_each(&work, CHUNKS_PER_THREAD, saved.chunk_length(), |chunk, buffer| {
+        if tally.is_cancelled() {
+            return Err(ContentError::Cancelled);
+        }
         saved.read_chunk(*chunk, buffer, true)?;
+        tally.add(size);
         Ok::<_, ContentError>(None::<()>)
     })?;
     Ok(())

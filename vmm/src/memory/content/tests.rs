@@ -103,7 +103,7 @@ fn only_what_is_not_zero_is_stored() {
         assert_eq!(saved.memory.table().chunks.count(), 5);
         assert_eq!(saved.memory.base().file.metadata().unwrap().len(), 67 * CHUNK_SIZE);
         assert!(saved.memory.base().file.metadata().unwrap().blocks() * 512 <= 64 * PAGE, "sparse");
-        verify(&saved.memory, true).unwrap();
+        verify(&saved.memory, true, &()).unwrap();
     }
 }
 
@@ -120,7 +120,7 @@ fn every_mode_brings_it_back() {
         assert_eq!(read(&memory[1].1, 0), 0);
         // A machine that goes on leaves the snapshot as it is, and can be saved again.
         write(&memory[1].1, 0, 9);
-        verify(&saved.memory, true).unwrap();
+        verify(&saved.memory, true, &()).unwrap();
         let mut table = saved.memory.table().clone();
         let again = tempfile::tempfile().unwrap();
         let stored = store(&guest, &mut table, &again).unwrap();
@@ -198,7 +198,7 @@ fn damage_is_found_before_it_is_used() {
         saved.memory.base().file.read_exact_at(&mut byte, at).unwrap();
         saved.memory.base().file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
     };
-    let check = || verify(&saved.memory, true);
+    let check = || verify(&saved.memory, true, &());
     // In what was stored, and in what was not.
     for at in [3, CHUNK_SIZE - 1, 40 * CHUNK_SIZE + 5, 10 * CHUNK_SIZE, 66 * CHUNK_SIZE + 4 * PAGE] {
         damage(at);

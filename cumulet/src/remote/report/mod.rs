@@ -1,0 +1,162 @@
+//! The report that the answer to a restore carries (docs/snapshot-restore.md), as a table or as a picture.
+//!
+//! It is read as its text says, whatever else a newer server may add; what a restore does is not known here.
+
+mod svg;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{fs, io, path::PathBuf, str::FromStr};
+
+use address_manager::{CommitReport, CommitTotals};
+use api_client::Answer;
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+/// The header.
+const HEADER: &str = "X-Cumulet-Report";
+
+/// How it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// As a table, on standard output.
+    Table,
+    /// As it came.
+    Json,
+    /// As a timeline, in a file.
+    Svg(PathBuf),
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word.split_once(':') {
+            None if word == "table" => Ok(Self::Table),
+            None if word == "json" => Ok(Self::Json),
+            Some(("svg", file)) if !file.is_empty() => Ok(Self::Svg(file.into())),
+            _ => Err(format!("{word:?} is not table, json or svg:FILE")),
+        }
+    }
+}
+
+/// The VM is restored, and how that went cannot be told.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// There is no report; a restore that is only tried has none.
+    #[error("the answer carries no report")]
+    None,
+    /// It cannot be read.
+    #[error("the VM is restored, but its report cannot be read")]
+    Form(#[from] serde_json::Error),
+    /// The file cannot be written.
+    #[error("the VM is restored, but its report cannot be written to {}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A restore, as its server reports it.
+#[derive(Debug, Deserialize)]
+struct Report {
+    directory: PathBuf,
+    memory: Vec<ZoneMode>,
+    memory_bytes: u64,
+    verified: String,
+    #[serde(default)]
+    lazily_checked: bool,
+    #[serde(default)]
+    fill: Fill,
+    new_generation: bool,
+    edited: Vec<String>,
+    overridden: Vec<String>,
+    phases: Vec<Phase>,
+    total_ns: u64,
+    running: bool,
+    commit: CommitReport,
+    totals: CommitTotals,
+}
+
+#[derive(Debug, Deserialize)]
+struct ZoneMode {
+    zone: String,
+    mode: String,
+    why: Option<String>,
+}
+
+/// What was brought in beside what the guest touches.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Fill {
+    bytes_per_second: Option<u64>,
+    read_ahead: Vec<ZoneFill>,
+    working_set_ignored: Option<String>,
+    record_working_set_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ZoneFill {
+    zone: String,
+    before_bytes: u64,
+    background_bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Phase {
+    name: String,
+    start_ns: u64,
+    ns: u64,
+}
+
+impl Report {
+    /// One line that says what it is of.
+    fn title(&self) -> String {
+        let state = if self.running { "running" } else { "paused" };
+        format!("restored {}, {state} in {} ms", self.directory.display(), milliseconds(self.total_ns))
+    }
+
+    /// What the wiring took: of all commits together, as the title is of all of the restore.
+    fn wiring(&self) -> String {
+        let (commits, calls) = (self.totals.commits, self.totals.operations.kernel_calls());
+        let commits = if commits == 1 { "1 commit".to_owned() } else { format!("{commits} commits") };
+        let calls = if calls == 1 { "1 kernel call".to_owned() } else { format!("{calls} kernel calls") };
+        format!("{commits}, {calls}, {} ms", milliseconds(self.totals.total_ns))
+    }
+
+    /// The operations that were made, with their number and their time in nanoseconds.
+    fn operations(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let kinds = self.totals.operations.kinds().into_iter();
+        kinds.filter(|(_, kind)| kind.count > 0).map(|(name, kind)| (name, kind.count, kind.ns))
+    }
+}
+
+/// Nanoseconds as milliseconds, to a thousandth, as everything else of ours tells them.
+fn milliseconds(ns: u64) -> String {
+    format!("{}.{:03}", ns / 1_000_000, ns / 1_000 % 1_000)
+}
+
+/// Tells the report of an answer in some shape: what is printed, and its value.
+///
+/// # Errors
+/// There is none, it cannot be read, or the file cannot be written.
+pub(super) fn tell(answer: &Answer, shape: &Shape) -> Result<(String, Value), ReportError> {
+    let text = answer.header(HEADER).ok_or(ReportError::None)?;
+    let value: Value = serde_json::from_str(text)?;
+    let report: Report = serde_json::from_str(text)?;
+    let printed = match shape {
+        Shape::Table => table::of(&report),
+        Shape::Json => format!("{text}\n"),
+        Shape::Svg(path) => {
+            fs::write(path, svg::of(&report))
+                .map_err(|source| ReportError::Write { path: path.clone(), source })?;
+            String::new()
+        }
+    };
+    Ok((printed, value))
+}

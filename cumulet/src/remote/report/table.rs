@@ -1,0 +1,60 @@
+//! The report as a table.
+
+use std::fmt::Write;
+
+use super::{Phase, Report, ZoneFill, ZoneMode, milliseconds};
+
+pub(super) fn of(report: &Report) -> String {
+    let mut text = format!("{}\n\n", report.title());
+    // A string takes whatever is written to it.
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        let _ = writeln!(text, "{arguments}");
+    };
+    line(format_args!("  {:<24} {:>12} {:>12}", "phase", "from, ms", "for, ms"));
+    for Phase { name, start_ns, ns } in &report.phases {
+        line(format_args!("  {name:<24} {:>12} {:>12}", milliseconds(*start_ns), milliseconds(*ns)));
+    }
+    line(format_args!(""));
+    line(format_args!("  {:<24} {:>12} {:>12}", "wiring", "number", "for, ms"));
+    for (name, count, ns) in report.operations() {
+        line(format_args!("  {name:<24} {count:>12} {:>12}", milliseconds(ns)));
+    }
+    let totals = &report.totals;
+    let calls = totals.operations.kernel_calls();
+    line(format_args!("  {:<24} {calls:>12}", "kernel calls"));
+    line(format_args!("  {:<24} {:>12} {:>12}", "commits", totals.commits, milliseconds(totals.total_ns)));
+    line(format_args!("  {:<24} {:>12}", "doorbells for later", report.commit.doorbells_late));
+    line(format_args!(""));
+    for ZoneMode { zone, mode, why } in &report.memory {
+        let why = why.as_ref().map_or_else(String::new, |why| format!(" (it {why})"));
+        line(format_args!("  memory zone {zone}: {mode}{why}"));
+    }
+    let lazily = if report.lazily_checked { ", and memory as it comes in" } else { "" };
+    line(format_args!(
+        "  memory read first: {} bytes; checked: {}{lazily}",
+        report.memory_bytes, report.verified
+    ));
+    let fill = &report.fill;
+    for ZoneFill { zone, before_bytes, background_bytes } in &fill.read_ahead {
+        line(format_args!(
+            "  read ahead of memory zone {zone}: {before_bytes} bytes, {background_bytes} in the background"
+        ));
+    }
+    if let Some(rate) = fill.bytes_per_second {
+        line(format_args!("  filled in the background: {rate} bytes a second at most"));
+    }
+    if let Some(why) = &fill.working_set_ignored {
+        line(format_args!("  nothing is read ahead: {why}"));
+    }
+    if let Some(time) = fill.record_working_set_ms {
+        line(format_args!("  the working set is recorded for {time} ms"));
+    }
+    let generation = if report.new_generation { "new" } else { "as it was" };
+    line(format_args!("  generation id: {generation}"));
+    for (what, list) in [("edited since the snapshot", &report.edited), ("overridden", &report.overridden)] {
+        if !list.is_empty() {
+            line(format_args!("  {what}: {}", list.join(", ")));
+        }
+    }
+    text
+}
