@@ -89,11 +89,20 @@ impl Golden {
     /// If it is another one, or does not work.
     pub fn proves_itself(&self) -> Console {
         let mut console = monitor::serial(&self.place);
+        self.is_proven_over(&mut console);
+        console
+    }
+
+    /// The same, over a connection to its serial port that is there already.
+    ///
+    /// # Panics
+    ///
+    /// If it is another one, or does not work.
+    pub fn is_proven_over(&self, console: &mut Console) {
         assert_eq!(console.ok("nonce"), self.known("nonce"));
         assert_eq!(console.ok(&format!("verify {}", self.known("filled"))), "same");
         let disk = self.known("disk");
         let read = console.ok(&format!("vblk-read {disk} 1 8 8 0x2100000"));
         assert_eq!(read, format!("status=0 sum={}", self.known("sum")));
-        console
     }
 }

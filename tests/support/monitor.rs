@@ -36,10 +36,19 @@ impl Monitor {
     ///
     /// If it cannot be started, or does not listen.
     pub fn start<A: AsRef<OsStr>>(directory: &Path, arguments: &[A]) -> Self {
+        Self::spawn(Command::new(cumulet::path()), directory, arguments)
+    }
+
+    /// The same, by a command that ends in the program's name.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started, or does not listen.
+    pub fn spawn<A: AsRef<OsStr>>(mut command: Command, directory: &Path, arguments: &[A]) -> Self {
         let socket = directory.join("api");
         // Built before there is a connection: the server would close one that waits for a build.
         let _ = guest::path();
-        let child = Command::new(cumulet::path())
+        let child = command
             .arg("--api-socket")
             .arg(&socket)
             .args(arguments)
