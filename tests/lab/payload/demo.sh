@@ -10,6 +10,7 @@ PATIENCE=${PATIENCE:-5}
 mkdir -p /run/vmm && cp "$VMM" "$REMOTE" /run/vmm/ || exit
 VMM=/run/vmm/$(basename "$VMM") REMOTE=/run/vmm/$(basename "$REMOTE") API=1
 DISKS=8 NETS=2
+exec {held}< <(exec python3 "$HERE/hold_kvm.py"); read -r _ <&"$held"
 
 shown() { # WORDS...: a command line, without the middle of one that nobody reads to its end
   local line='   $' word

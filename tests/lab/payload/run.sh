@@ -27,6 +27,9 @@ for binary in VMM REMOTE; do
   fi
 done
 
+exec {held}< <(exec python3 "$HERE/hold_kvm.py")
+read -r _ <&"$held" || echo "no VM is held: L1 may die when the first or the last one comes and goes"
+
 clean_up() { # GROUP: whatever the check has left
   kill -KILL -- "-$1" 2>/dev/null
   for link in $(ip -o link show | sed -n 's/^[0-9]*: \([^:@]*\).*/\1/p'); do

@@ -47,6 +47,7 @@ goes_on() {
     $2 != ++lines { wrong("line " lines " is missing") }
     lines == 1 { nonce = $3 }
     $3 != nonce { wrong("another guest") }
+    !/ faults=0 / { wrong("a program or the kernel has failed") }
     !/ memory=same disk=same / { wrong("something is lost") }
     number("tsc") <= tsc || number("up") < up || number("real") < real || number("forks") < forks { wrong("back in time") }
     { tsc = number("tsc"); up = number("up"); real = number("real"); forks = number("forks") }
@@ -138,7 +139,7 @@ check_generations() { # one after the other, each of the snapshot of the one bef
   for ((n = 1; n <= count; n++)); do
     save "s$n" || { fail "generation $n"; return; }
     # The one before was needed as long as its guest lived.
-    rm -rf "$W/s$((n - 1))"
+    rm -rf "$W/s$((n - 1))" "$W/g$((n - 1)).out"
     revive "s$n" "resume=on,memory_restore_mode=${modes[n % 3]}"
     further 2 && answers || { fail "generation $n"; return; }
     if [ $((n % 10)) = 0 ]; then goes_on || { fail "generation $n"; return; }; fi
