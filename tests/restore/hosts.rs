@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     os::unix::net::UnixListener,
+    process::Command,
 };
 
 use cumulet_tests::{
@@ -218,10 +219,11 @@ fn a_tap_that_cannot_be_had_is_refused_by_its_name() {
 /// Whether taps can be made here.
 #[expect(clippy::print_stdout, reason = "the test report counts this line")]
 fn tap_is_usable() -> bool {
-    let made = std::process::Command::new("ip").args(["tuntap", "add", "cmlprobe", "mode", "tap"]).output();
-    let usable = made.is_ok_and(|made| made.status.success());
+    let name = format!("cmp{}", std::process::id() % 1_000_000);
+    let ip = |what: &str| Command::new("ip").args(["tuntap", what, &name, "mode", "tap"]).output();
+    let usable = ip("add").is_ok_and(|made| made.status.success());
     if usable {
-        let _ = std::process::Command::new("ip").args(["tuntap", "del", "cmlprobe", "mode", "tap"]).status();
+        assert!(ip("del").is_ok_and(|gone| gone.status.success()), "{name} stays");
     } else {
         println!("SKIPPED: no tap can be made here");
     }
