@@ -14,6 +14,7 @@ use cumulet_tests::{
     guest::{self, Console},
     monitor::{self, Monitor},
 };
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -389,6 +390,36 @@ fn an_ancestor_that_is_not_what_was_built_on_is_refused_by_name() {
     fs::rename(&kept, &a).expect("it can be moved back");
     monitor.quit();
     let (mut vm, _) = chain.restore("c", "Copy", 2);
+    vm.prove();
+    vm.quit();
+}
+
+#[test]
+fn a_target_that_takes_no_more_leaves_nothing_and_the_next_attempt_works() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let [a, b, c] = ["a", "b", "c"].map(|name| directory.path().join(name));
+    let mut vm = Vm::boot(directory.path(), &json!({}));
+    vm.take(&a, None, Some(true));
+    let pid = Pid::from_raw(i32::try_from(vm.monitor.pid()).expect("it is a number")).expect("it is one");
+    for limit in [0, 1 << 20, (128 << 20) - 1] {
+        vm.write();
+        let limited = Rlimit { current: Some(limit), maximum: getrlimit(Resource::Fsize).maximum };
+        let before = prlimit(Some(pid), Resource::Fsize, limited).expect("it can be limited");
+        let (code, said) = vm.refused(&b, Some(&a), Some(true));
+        prlimit(Some(pid), Resource::Fsize, before).expect("it can be lifted");
+        assert!(code == "snapshot-failed" && said.contains("File too large"), "{code}: {said}");
+        fs::remove_dir(&b).expect("it is empty");
+    }
+    // What was written before the attempts is not forgotten.
+    check(&vm.take(&b, Some(&a), Some(true)), "tracked");
+    vm.write();
+    check(&vm.take(&c, Some(&b), None), "tracked");
+    let nonce = vm.nonce.clone();
+    vm.quit();
+    let (mut vm, _) = Vm::restore(&c, "Cow", &nonce, 4);
     vm.prove();
     vm.quit();
 }

@@ -55,6 +55,21 @@ fn format_1_lives_again_in_every_memory_mode() {
 }
 
 #[test]
+fn format_2_lives_again_on_top_of_format_1() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let Some(golden) = usable(directory.path()) else { return };
+    let (top, filled) = golden.on_top();
+    for mode in ["Copy", "Cow", "OnDemand"] {
+        let mut monitor = Monitor::start(directory.path(), &[] as &[&str]);
+        let said = json!({ "source_url": monitor::url(&top), "memory_restore_mode": mode, "verify": "full" });
+        monitor.put("vm.restore", &golden.request(&said)).unwrap_or_else(|error| panic!("{mode}: {error}"));
+        let mut console = golden.proves_itself();
+        assert_eq!(console.ok(&format!("verify {filled}")), "same", "{mode}");
+        monitor.quit();
+    }
+}
+
+#[test]
 fn format_1_can_be_saved_again_in_the_format_of_today() {
     let directory = tempfile::tempdir().expect("there is room");
     let Some(golden) = usable(directory.path()) else { return };

@@ -25,12 +25,22 @@ impl Golden {
     /// If there is no room, or no `tar`.
     #[must_use]
     pub fn unpack(place: &Path) -> Self {
-        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/format-1");
-        let mut tar = Command::new("tar");
-        tar.arg("-xzf").arg(kept.join("snapshot.tar.gz")).arg("-C").arg(place);
-        assert!(tar.status().is_ok_and(|status| status.success()), "{tar:?}");
+        let kept = unpack("format-1", place);
         let guest = fs::read(kept.join("guest.json")).expect("it is there");
         Self { place: place.to_owned(), guest: serde_json::from_slice(&guest).expect("it is JSON") }
+    }
+
+    /// Unpacks the one of format 2 beside it, which builds on it; returns where that is, and what its guest has filled
+    /// besides.
+    ///
+    /// # Panics
+    ///
+    /// As for [`unpack`](Self::unpack).
+    #[must_use]
+    pub fn on_top(&self) -> (PathBuf, String) {
+        let kept = unpack("format-2", &self.place);
+        let filled = fs::read_to_string(kept.join("filled")).expect("it is there");
+        (self.place.join("top"), filled.trim().to_owned())
     }
 
     /// Where it is.
@@ -105,4 +115,13 @@ impl Golden {
         let read = console.ok(&format!("vblk-read {disk} 1 8 8 0x2100000"));
         assert_eq!(read, format!("status=0 sum={}", self.known("sum")));
     }
+}
+
+/// Unpacks what is kept of a format; returns where that is.
+fn unpack(format: &str, place: &Path) -> PathBuf {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format);
+    let mut tar = Command::new("tar");
+    tar.arg("-xzf").arg(kept.join("snapshot.tar.gz")).arg("-C").arg(place);
+    assert!(tar.status().is_ok_and(|status| status.success()), "{tar:?}");
+    kept
 }

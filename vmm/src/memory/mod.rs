@@ -171,7 +171,8 @@ impl GuestMemory {
         self.background.as_ref()
     }
 
-    /// Says what it all came out of: the snapshot with that checksum over all, restored as planned.
+    /// Says what it all came out of: the snapshot with that checksum over all, restored as planned. Pages that the
+    /// process has of its own must be such as were written since.
     pub fn came_from(&mut self, root: u32, plan: &RestorePlan) {
         self.origin = Some(Origin::new(root, plan));
     }

@@ -96,19 +96,32 @@ impl Pagemap {
         }
     }
 
-    /// The pages of `mapping` that were written since the last call, in order; from now on they count as not
-    /// written. The mapping is registered for that, with a userfaultfd. What was read for the first time may be
-    /// among them.
+    /// The process's own pages of `mapping` that were written since the last call, in order; from now on they count
+    /// as not written. The mapping is registered for that, with a userfaultfd. What was zero and was read for the
+    /// first time may be among them.
     ///
     /// # Errors
     /// The kernel cannot tell, or it is not registered.
     pub fn take_written(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
+        // Pages that are there, and not the file's: to protect what is not there, the kernel would note that for
+        // each page, and show it as swapped out.
         let written = ScanArguments {
             flags: SCAN_PROTECT | SCAN_CHECK,
-            category_mask: PAGE_IS_WRITTEN,
+            category_inverted: PAGE_IS_FILE,
+            category_mask: PAGE_IS_WRITTEN | PAGE_IS_FILE,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..ScanArguments::default()
         };
         self.regions(mapping, 0..mapping.size() as u64, &written)
+    }
+
+    /// The pages of `mapping` that are swapped out, or were protected and thrown away, in order.
+    ///
+    /// # Errors
+    /// The kernel cannot tell.
+    pub fn swapped(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
+        let swapped = ScanArguments { category_mask: PAGE_IS_SWAPPED, ..ScanArguments::default() };
+        self.regions(mapping, 0..mapping.size() as u64, &swapped)
     }
 
     fn scan(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {

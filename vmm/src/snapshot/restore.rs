@@ -260,7 +260,9 @@ impl Checked {
             .time("memory", || bring_back(&request, &config, &plan, &saved, filling, progress, watch))?;
         let (mut memory, verified, memory_bytes) = memory;
         let lazily_checked = verified == Verify::State && plan.zones.iter().any(|zone| zone.mode.is_lazy());
-        memory.came_from(snapshot.root(), &plan);
+        if !request.prefault {
+            memory.came_from(snapshot.root(), &plan);
+        }
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());

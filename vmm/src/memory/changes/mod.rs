@@ -125,10 +125,10 @@ impl GuestMemory {
         mapping: &MmapRegion,
     ) -> std::io::Result<(Way, Vec<Range<u64>>, Rest)> {
         if let Some(changed) = self.tracker.as_ref().and_then(|tracker| tracker.since(root, zone)) {
-            return Ok((Way::Tracked, bytes(&changed), Rest::Unchanged));
+            return Ok((Way::Tracked, bytes(&changed), Rest::Unwritten));
         }
         match self.origin.as_ref().and_then(|origin| origin.mode(root, zone)) {
-            Some(MemoryMode::Cow) => Ok((Way::Mapped, bytes(&own(mapping)?), Rest::Unchanged)),
+            Some(MemoryMode::Cow) => Ok((Way::Mapped, bytes(&own(mapping)?), Rest::Unwritten)),
             Some(MemoryMode::OnDemand) if let Some(pager) = self.pager() => {
                 Ok((Way::Paged, pager.brought_of(mapping), Rest::Unchanged))
             }

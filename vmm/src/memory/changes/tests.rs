@@ -205,6 +205,26 @@ fn writes_are_tracked_from_snapshot_to_snapshot() {
 }
 
 #[test]
+fn what_was_written_as_a_whole_is_stored_as_a_whole() {
+    let pages = CHUNK_SIZE / PAGE_SIZE;
+    let bottom = full(&first());
+    let memory = restored(&bottom, MemoryMode::Cow, 1);
+    // The first chunk had something, and has less now; the second but last had nothing.
+    for page in (0..pages).chain(38 * pages..39 * pages) {
+        write(&memory, page, u8::from(page == 5 || page == 38 * pages + 1));
+    }
+    let top = on_top(&memory, 1, &bottom);
+    assert_eq!((top.way, top.pages, top.bytes), (Some(Way::Mapped), pages + 1, 2 * PAGE_SIZE));
+    // Nothing of it is read, nor does it matter.
+    for mode in MODES {
+        assert!(of(&restored(&top, mode, 0)) == of(&memory), "{mode}");
+    }
+    let all = restored(&top, MemoryMode::OnDemand, 2);
+    assert!(of(&all) == of(&memory));
+    assert_eq!(on_top(&all, 2, &top).pages, 0, "what was only paged in has not changed");
+}
+
+#[test]
 fn what_was_mapped_from_a_snapshot_can_be_tracked_too() {
     let zones = [zone(false)];
     let bottom = full(&first());
@@ -289,4 +309,39 @@ fn a_damaged_parent_is_not_built_on() {
     let error = save(&pages, Some(&bottom.memory), &mut table(), (&file, Path::new("x")), &()).unwrap_err();
     assert!(matches!(error, ContentError::Saved(_)));
     assert!(error.to_string().starts_with("full: memory at 0x280000 is damaged"), "{error}");
+}
+
+#[test]
+fn tracking_makes_nothing_of_what_is_not_there() {
+    let zones = [zone(false)];
+    let bottom = full(&first());
+    for (mut memory, pages) in [(first(), 10), (restored(&bottom, MemoryMode::Cow, 1), 1)] {
+        write(&memory, 3 - 2 * u64::from(pages == 10), 30);
+        for _ in 0..2 {
+            memory.track(&[&zones[0]]).unwrap();
+            assert_eq!(own(&memory.zones()[0].1).unwrap().pages(), pages);
+        }
+    }
+}
+
+#[test]
+fn what_is_thrown_away_is_the_files_again_and_that_is_a_change() {
+    let zones = [zone(false)];
+    let bottom = full(&first());
+    let mut memory = restored(&bottom, MemoryMode::Cow, 1);
+    write(&memory, 1, 99);
+    write(&memory, 2, 98);
+    memory.track(&[&zones[0]]).unwrap();
+    let middle = on_top(&memory, 1, &bottom);
+    memory.tracker().as_mut().unwrap().begin_at(2);
+    // One that was protected, and one that had been written since.
+    write(&memory, 2, 97);
+    for page in [1, 2] {
+        mapping::discard(&memory.zones()[0].1, page * 4096, 4096).unwrap();
+    }
+    memory.track(&[&zones[0]]).unwrap();
+    let top = on_top(&memory, 2, &middle);
+    assert_eq!((top.way, top.pages), (Some(Way::Tracked), 2));
+    assert!(of(&restored(&top, MemoryMode::Copy, 0)) == of(&memory));
+    assert_eq!(of(&memory)[4096 + 8], 2, "as at the bottom");
 }

@@ -100,7 +100,14 @@ impl Tracker {
             let written = owned(pagemap.take_written(&noted.mapping).map_err(failed)?);
             let there = own(&noted.mapping).map_err(failed)?;
             let gone = noted.there.without(&there);
-            let all = noted.changed.iter().chain(written.iter()).chain(gone.iter());
+            // Of a mapped file the kernel remembers a page that was protected and thrown away, and shows it as swapped
+            // out; which of the two it is does not show.
+            let doubtful = match noted.mapping.file_offset() {
+                Some(_) => owned(pagemap.swapped(&noted.mapping).map_err(failed)?),
+                None => PageRuns::default(),
+            };
+            let parts = [&noted.changed, &written, &gone, &doubtful];
+            let all = parts.into_iter().flat_map(PageRuns::iter);
             noted.changed = PageRuns::from_ranges(all);
             noted.there = there;
         }

@@ -39,8 +39,10 @@ pub struct ZonePages {
 pub enum Rest {
     /// Zeros.
     Zero,
-    /// What the other snapshot has.
+    /// What the other snapshot has; and the others may have that, too.
     Unchanged,
+    /// What the other snapshot has; all others were written since.
+    Unwritten,
 }
 
 /// What was stored.
@@ -72,7 +74,8 @@ struct Done {
 
 /// Writes zones that `table` keeps into `file`, sparse, and their checksums into `table`. With `parent`, whose
 /// memory has the same table, only pages that differ from it are written, and checksums of what does not stay
-/// what they are there. The guest must stand still. `tally` is told of bytes as they are written.
+/// what they are there; of a chunk of which all was written, all is taken to differ. The guest must stand still.
+/// `tally` is told of bytes as they are written.
 ///
 /// # Errors
 /// The file cannot be written, or the parent cannot be read or is damaged.
@@ -97,21 +100,10 @@ pub fn save(
             return Err(ContentError::Cancelled);
         }
         let (now, before) = buffer.split_at_mut(length.min(buffer.len()));
-        if let Some(parent) = parent {
-            below(parent, chunk.number, before)?;
-        }
-        let runs = match (parent, chunk.zone.rest) {
-            (None, _) if !chunk.fetch(now) => return Ok(None),
-            (None, _) => filled(now),
-            (Some(_), Rest::Zero) => {
-                chunk.fetch(now);
-                different(now, before)
-            }
-            (Some(_), Rest::Unchanged) => {
-                now.copy_from_slice(before);
-                chunk.lay_over(now);
-                different(now, before)
-            }
+        let runs = match parent {
+            None if !chunk.fetch(now) => return Ok(None),
+            None => filled(now),
+            Some(parent) => chunk.compare(parent, now, before)?,
         };
         if runs.is_empty() {
             return Ok(None);
@@ -189,6 +181,40 @@ fn chunks<'zone>(
 }
 
 impl Chunk<'_> {
+    /// Finds what differs from the parent's, as byte ranges. `now` is then what is in the chunk.
+    fn compare(
+        &self,
+        parent: &SavedMemory,
+        now: &mut [u8],
+        before: &mut [u8],
+    ) -> Result<Vec<Range<usize>>, ContentError> {
+        let known = parent.table().chunks.get(self.number).is_some();
+        match self.zone.rest {
+            Rest::Unwritten if known && self.is_covered() => {
+                // Nothing of the parent's is left in it: that need not be read.
+                self.fetch(now);
+                let whole = 0..now.len();
+                return Ok(vec![whole]);
+            }
+            Rest::Unchanged | Rest::Unwritten => {
+                below(parent, self.number, before)?;
+                now.copy_from_slice(before);
+                self.lay_over(now);
+            }
+            Rest::Zero => {
+                below(parent, self.number, before)?;
+                self.fetch(now);
+            }
+        }
+        Ok(different(now, before))
+    }
+
+    /// Whether the parts are all of it.
+    fn is_covered(&self) -> bool {
+        let within = length(self.within.end - self.within.start);
+        self.parts().try_fold(0, |at, (_, place)| (place.start == at).then_some(place.end)) == Some(within)
+    }
+
     /// Copies the parts into the buffer; the rest of it is zero. `false` if there is none.
     fn fetch(&self, buffer: &mut [u8]) -> bool {
         let mut filled_to = 0;
