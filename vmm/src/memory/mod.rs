@@ -38,6 +38,9 @@ pub struct GuestMemory {
     zones: BTreeMap<String, Arc<MmapRegion>>,
     /// What zones are mapped from that come out of a snapshot's files.
     mapped: BTreeMap<String, Arc<SavedMemory>>,
+    /// Parts of these that were put into place before, offsets in bytes. A zone is there if anything of it was or is
+    /// read ahead: pages may be the process's own without having been written.
+    placed: BTreeMap<String, Vec<Range<u64>>>,
     /// The snapshot that all came out of.
     origin: Option<Origin>,
     tracker: Option<Tracker>,
@@ -68,7 +71,7 @@ impl GuestMemory {
         saved: &Arc<SavedMemory>,
         ahead: &ReadAhead,
     ) -> Result<Self, BackingError> {
-        let mut over = BTreeMap::new();
+        let (mut over, mut placed) = (BTreeMap::new(), BTreeMap::new());
         let mapped = zones.iter().map(|zone| {
             let in_blocks = ahead.zone(&zone.id).is_some_and(|ahead| !ahead.blocks.is_empty());
             let backing = Backing::of(zone).in_blocks(in_blocks);
@@ -76,6 +79,7 @@ impl GuestMemory {
             let mapping = match (plan.mode(&zone.id), offset) {
                 (Some(MemoryMode::Cow), Some(offset)) => {
                     over.insert(zone.id.clone(), Arc::clone(saved));
+                    placed.extend(ahead.zone(&zone.id).map(|ahead| (zone.id.clone(), ahead.placed())));
                     let base = FileOffset::from_arc(Arc::clone(&saved.base().file), offset);
                     backing.map_over(base, &Overlays::of(saved, &zone.id))?
                 }
@@ -85,7 +89,7 @@ impl GuestMemory {
             Ok((zone.id.clone(), mapping))
         });
         let zones = mapped.collect::<Result<_, BackingError>>()?;
-        Ok(Self { zones, mapped: over, ..Self::default() })
+        Ok(Self { zones, mapped: over, placed, ..Self::default() })
     }
 
     /// Puts the blocks of `ahead` into place. Nobody has touched anything yet.

@@ -128,7 +128,16 @@ impl GuestMemory {
             return Ok((Way::Tracked, bytes(&changed), Rest::Unwritten));
         }
         match self.origin.as_ref().and_then(|origin| origin.mode(root, zone)) {
-            Some(MemoryMode::Cow) => Ok((Way::Mapped, bytes(&own(mapping)?), Rest::Unwritten)),
+            Some(MemoryMode::Cow) => {
+                let own = own(mapping)?;
+                match self.placed.get(zone) {
+                    None => Ok((Way::Mapped, bytes(&own), Rest::Unwritten)),
+                    Some(placed) => {
+                        let all = PageRuns::from_ranges(own.iter().chain(placed.iter().map(pages_of)));
+                        Ok((Way::Mapped, bytes(&all), Rest::Unchanged))
+                    }
+                }
+            }
             Some(MemoryMode::OnDemand) if let Some(pager) = self.pager() => {
                 Ok((Way::Paged, pager.brought_of(mapping), Rest::Unchanged))
             }
@@ -149,7 +158,11 @@ fn own(mapping: &MmapRegion) -> std::io::Result<PageRuns> {
 /// Those of some pages that are the process's own.
 fn owned(pages: Vec<Pages>) -> PageRuns {
     let own = pages.into_iter().filter(|pages| pages.own);
-    PageRuns::from_ranges(own.map(|pages| pages.range.start / PAGE_SIZE..pages.range.end.div_ceil(PAGE_SIZE)))
+    PageRuns::from_ranges(own.map(|pages| pages_of(&pages.range)))
+}
+
+fn pages_of(bytes: &Range<u64>) -> Range<u64> {
+    bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE)
 }
 
 fn bytes(pages: &PageRuns) -> Vec<Range<u64>> {

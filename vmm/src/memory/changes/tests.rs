@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     config::MemoryZoneConfig,
     memory::{
-        ahead::ReadAhead,
+        ahead::{ReadAhead, ZoneAhead},
         content::{ContentError, load, save, verify},
         demand::{Pager, Source},
         mapping, overlays,
@@ -309,6 +309,25 @@ fn a_damaged_parent_is_not_built_on() {
     let error = save(&pages, Some(&bottom.memory), &mut table(), (&file, Path::new("x")), &()).unwrap_err();
     assert!(matches!(error, ContentError::Saved(_)));
     assert!(error.to_string().starts_with("full: memory at 0x280000 is damaged"), "{error}");
+}
+
+#[test]
+fn what_was_read_ahead_has_not_changed_for_that() {
+    let zones = [zone(false)];
+    let bottom = full(&first());
+    let plan = RestorePlan::new(&zones, bottom.memory.table(), Some(MemoryMode::Cow)).unwrap();
+    let block = ZoneAhead { zone: "a".into(), blocks: vec![0], pieces: Vec::new() };
+    let ahead = ReadAhead { zones: vec![block] };
+    let mut memory = GuestMemory::map_restored(&zones, &plan, &bottom.memory, &ahead).unwrap();
+    memory.place(&plan, &ahead, &bottom.memory, true, &()).unwrap();
+    memory.came_from(1, &plan);
+    write(&memory, 2, 50);
+    write(&memory, 700, 51);
+    // There is no file below it any more.
+    mapping::discard(&memory.zones()[0].1, 64 * 4096, 4096).unwrap();
+    let top = on_top(&memory, 1, &bottom);
+    assert_eq!((top.way, top.pages, top.bytes), (Some(Way::Mapped), 3, 2 * PAGE_SIZE));
+    assert!(of(&restored(&top, MemoryMode::Copy, 0)) == of(&memory));
 }
 
 #[test]
