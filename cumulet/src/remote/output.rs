@@ -3,7 +3,10 @@
 use api_client::{ClientError, Refusal};
 use serde_json::{Value, json};
 
-use super::{Called, RemoteError, local::Told};
+use super::{
+    Called, RemoteError,
+    local::{LocalError, Told},
+};
 
 /// How it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,13 +61,21 @@ impl Form {
     /// What is printed after a failure, and whether on standard output.
     pub(super) fn error(self, error: &RemoteError) -> (String, bool) {
         let messages = messages(error);
+        let local = match error {
+            RemoteError::Local(error) => Some(error),
+            _ => None,
+        };
         match self {
-            Self::Plain => (format!("{}: {}\n", Called::Cumulet.name(), messages.join(": ")), false),
+            Self::Plain => {
+                let line = local.map_or_else(|| messages.join(": "), LocalError::line);
+                (format!("{}: {line}\n", Called::Cumulet.name()), false)
+            }
             Self::Numbered => (numbered(&messages), false),
             Self::Json => {
                 let refusal = refusal(error);
                 let status = refusal.map(|refusal| refusal.status);
                 let code = refusal.and_then(|refusal| refusal.code.as_deref());
+                let code = code.or_else(|| local.and_then(LocalError::code));
                 let said = refusal.and_then(|refusal| refusal.messages.as_ref()).unwrap_or(&messages);
                 (format!("{}\n", json!({ "error": said, "code": code, "status": status })), true)
             }

@@ -2,14 +2,12 @@
 
 use api_client::wire::VmState;
 use thiserror::Error;
-use vm_migration::snapshot::ChunkError;
 
 use crate::{
     config::{ConfigError, ErrorClass},
     cpu::VcpuError,
     jobs::CancelError,
     machine::{BuildError, LifeError},
-    memory::content::ContentError,
     snapshot::{RestoreError, SaveError, UrlError},
 };
 
@@ -207,13 +205,7 @@ impl CommandError {
             Self::Url(_) => "snapshot-url",
             Self::Save(SaveError::Parent(_)) => "parent-unusable",
             Self::Save(_) => "snapshot-failed",
-            Self::Restore(RestoreError::Snapshot(_) | RestoreError::Form { .. }) => "snapshot-unusable",
-            Self::Restore(RestoreError::Content(ContentError::Saved(ChunkError::Damaged { .. }))) => {
-                "snapshot-unusable"
-            }
-            Self::Restore(RestoreError::Edited(_)) => "config-edited",
-            Self::Restore(RestoreError::Override(_)) => "override-invalid",
-            Self::Restore(_) => "restore-failed",
+            Self::Restore(error) => error.code(),
             Self::Unavailable(_) => "unsupported",
             Self::Job(CancelError::Unknown(_)) => "unknown-job",
             Self::Job(CancelError::Ended(_)) => "job-ended",

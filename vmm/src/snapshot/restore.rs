@@ -8,7 +8,7 @@ use hypervisor::{HypervisorError, Vm, x86_64::CpuidEntry};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use thiserror::Error;
-use vm_migration::snapshot::{MANIFEST, SavedMemory, Snapshot, SnapshotError};
+use vm_migration::snapshot::{ChunkError, MANIFEST, SavedMemory, Snapshot, SnapshotError};
 
 use super::{EditError, OverrideError, RestoreReport, edits::edits, filling::Filling, overrides};
 use crate::{
@@ -119,6 +119,19 @@ pub enum RestoreError {
     /// The machine cannot be built.
     #[error("machine")]
     Build(#[from] BuildError),
+}
+
+impl RestoreError {
+    /// What clients know it by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Snapshot(_) | Self::Form { .. } => "snapshot-unusable",
+            Self::Content(ContentError::Saved(ChunkError::Damaged { .. })) => "snapshot-unusable",
+            Self::Edited(_) => "config-edited",
+            Self::Override(_) => "override-invalid",
+            _ => "restore-failed",
+        }
+    }
 }
 
 /// A snapshot that has been read and checked; nothing has been built.

@@ -67,6 +67,27 @@ pub enum LocalError {
 }
 
 impl LocalError {
+    /// The code that a server would refuse a restore with.
+    pub(super) fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Snapshot(error) => Some(error.code()),
+            Self::Missing(_) | Self::Hypervisor(_) | Self::Host(_) => Some("restore-failed"),
+            Self::File { .. } | Self::Overrides(_) => Some("override-invalid"),
+            Self::Merge { .. } => None,
+        }
+    }
+
+    /// The same in one line.
+    pub(super) fn line(&self) -> String {
+        match self {
+            Self::Missing(missing) => {
+                let reasons: Vec<String> = missing.iter().map(|error| vmm::error::chain(error)).collect();
+                format!("{self}: {}", reasons.join("; "))
+            }
+            other => other.messages().join(": "),
+        }
+    }
+
     /// What it says; where several things are missing, all of them.
     pub(super) fn messages(&self) -> Vec<String> {
         let mut messages = vmm::error::messages(self);

@@ -4,7 +4,10 @@ use std::{fs, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
 
-use super::{super::table, *};
+use super::{
+    super::{RemoteError, output::Form, table},
+    *,
+};
 
 /// A copy of the golden snapshot of format 1.
 fn golden() -> (TempDir, PathBuf) {
@@ -85,6 +88,8 @@ fn a_whole_snapshot_is_verified_and_damage_is_named_with_its_place() {
     assert!(said.contains("state.json"), "{said}");
     fs::write(&state, good).unwrap();
     fs::remove_file(snapshot.join("manifest.json")).unwrap();
+    let code = told(&["verify", text(&snapshot)]).unwrap_err().code();
+    assert_eq!(code, Some("snapshot-unusable"));
     assert!(refused().contains("has no manifest.json"));
 }
 
@@ -112,6 +117,14 @@ fn what_this_host_lacks_is_told_all_at_once() {
         println!("SKIPPED: the golden snapshot is of another maker's processors: {said}");
         return;
     }
+    let error = RemoteError::Local(told(&["can-restore", text(&snapshot)]).unwrap_err());
+    let (line, _) = Form::Plain.error(&error);
+    assert!(
+        line.starts_with("cumulet-remote: this host cannot restore it: machine: device __serial: "),
+        "{line}"
+    );
+    assert!(line.contains("; machine: device _disk0: ") && line.lines().count() == 1, "{line}");
+    assert!(Form::Json.error(&error).0.contains("\"code\":\"restore-failed\""));
     assert_eq!(said[0], "this host cannot restore it");
     assert!(said[1].contains("device __serial") && said[1].contains("/golden/serial"), "{said:?}");
     assert!(said[2].contains("device _disk0") && said[2].contains("/golden/disk"), "{said:?}");
