@@ -2,7 +2,7 @@
 //!
 //! A restored guest pays for each page that it touches first: where a private mapping of a file is written, with a
 //! fault of its own for every 4 KiB. So what it will write is put into place before, in blocks of the size of a huge
-//! page ([`place`]): one fault each is left. Blocks of which only little was written are not worth that much memory:
+//! page ([`place()`]): one fault each is left. Blocks of which only little was written are not worth that much memory:
 //! these, and what was only read, is for the background once the guest runs. All of it is checked before it is used.
 
 mod place;

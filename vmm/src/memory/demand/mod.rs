@@ -98,7 +98,7 @@ pub struct Pager {
 
 impl Pager {
     /// Begins to serve faults of those zones. Nothing of them has been touched but what is said to be there. With
-    /// `note`, what is touched is noted until it is [taken](Self::take_touched).
+    /// `note`, what is touched is noted until it is [taken](Filler::take_touched).
     ///
     /// # Errors
     /// The host has no userfaultfd, no thread, or does not take the memory.
