@@ -65,7 +65,8 @@ fn check(chain: &Chain, size: u64) {
 }
 
 /// Zones of the snapshot that working sets are read for, and their sizes in bytes.
-const ZONES: [(&str, u64, bool); 3] = [("mem0", 64 << 20, true), ("own", 1 << 20, false), ("b", 12_288, true)];
+const ZONES: [(&str, u64, bool); 3] =
+    [("mem0", 64 << 20, true), ("own", 1 << 20, false), ("b", 12_288, true)];
 
 fn working_set(text: &[u8]) {
     let path = Path::new("working-set.json");
