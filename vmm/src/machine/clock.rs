@@ -1,7 +1,8 @@
 //! What the clocks of a restored guest show.
 //!
 //! A saved state is as of the moment at which the machine was paused, both the paravirtual clock and the time
-//! stamp counters, which cannot be stopped: what they have counted until the machine was saved is taken off.
+//! stamp counters, which cannot be stopped: what they have counted until the machine was saved is taken off, as far as
+//! that is certain.
 //! At a restore both are set forward by one and the same time, or by none. From then on they run, as in every
 //! paused machine: a guest sees its pauses, and of the time that it was a snapshot what [`ClockPolicy`] says.
 
@@ -79,14 +80,19 @@ impl Shift {
     }
 }
 
-/// Takes what a processor's counter has counted since `stopped` off its state.
-pub(super) fn rewind(state: &mut VcpuState, stopped: Option<&VmClock>) {
-    let then = stopped.and_then(|clock| clock.realtime_ns);
-    if let (Some(then), Some(khz)) = (then, state.tsc_khz) {
-        let ticks = ticks(host_ns().saturating_sub(then), khz);
-        for msr in state.msrs.iter_mut().filter(|msr| msr.index == TSC) {
-            msr.value = msr.value.saturating_sub(ticks);
-        }
+/// What of a pause is not taken off the counters, as one part of so many: more than a counter's rate is from its nominal
+/// one, or the host's clock from the time. A counter that is a little ahead looks like a pause; one that went back would
+/// take time away that the guest has seen.
+const DOUBT: u32 = 256;
+
+/// Takes what a processor's counter has counted in `paused` off its state: no more than that, and a little less. The
+/// time is one that was over before the counter was read.
+pub(super) fn rewind(state: &mut VcpuState, paused: Duration) {
+    let Some(khz) = state.tsc_khz else { return };
+    let certain = paused.saturating_sub(paused / DOUBT);
+    let ticks = ticks(u64::try_from(certain.as_nanos()).unwrap_or(u64::MAX), khz);
+    for msr in state.msrs.iter_mut().filter(|msr| msr.index == TSC) {
+        msr.value = msr.value.saturating_sub(ticks);
     }
 }
 
@@ -151,14 +157,21 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_counter_is_that_of_the_pause() {
-        let mut state = vcpu();
-        rewind(&mut state, Some(&an_hour_ago()));
-        let taken_off = (1 << 60) - state.msrs[1].value;
-        assert!((HOUR_NS * 5 / 2..HOUR_NS * 5).contains(&taken_off));
-        state = vcpu();
-        rewind(&mut state, None);
-        assert_eq!(state, vcpu());
+    fn a_saved_counter_is_that_of_the_pause_and_never_of_before() {
+        let taken_off = |paused: Duration| {
+            let mut state = vcpu();
+            rewind(&mut state, paused);
+            assert_eq!(state.msrs[0].value, 7);
+            (1 << 60) - state.msrs[1].value
+        };
+        assert_eq!(taken_off(Duration::ZERO), 0);
+        let hour = taken_off(Duration::from_nanos(HOUR_NS));
+        let counted = HOUR_NS * 5 / 2;
+        assert!((counted - counted / 200..counted - counted / 1000).contains(&hour), "{hour} of {counted}");
+        // Of a counter whose rate nobody knows nothing can be taken.
+        let mut state = VcpuState { tsc_khz: None, ..vcpu() };
+        rewind(&mut state, Duration::from_secs(1));
+        assert_eq!(state.msrs, vcpu().msrs);
         assert_eq!(ticks(1_000_000, 3), 3);
         ticks(u64::MAX, u32::MAX);
     }

@@ -1,7 +1,7 @@
 //! Putting the wiring of a prepared machine in place: in one commit, or, to see what that is worth, in
 //! as many as there are changes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use address_manager::{AddressManager, Arm, CommitError};
 use devices::{SharedDevice, pci::StagedBars};
@@ -83,6 +83,8 @@ impl Prepared {
             manager,
             vm,
             stopped_clock,
+            // Its counters run since they were set.
+            stopped_at: Instant::now(),
             report,
         })
     }

@@ -1,5 +1,7 @@
 //! Stopping and starting a machine as a whole: processors first, then devices, both times.
 
+use std::time::Instant;
+
 use devices::PauseError;
 use thiserror::Error;
 
@@ -47,6 +49,7 @@ impl Machine {
         if self.stopped_clock.is_none() {
             // A clock that cannot be read runs on: the guest sees the pause, as it would on hardware.
             self.stopped_clock = self.vm.clock().ok();
+            self.stopped_at = Instant::now();
         }
         if let Some(background) = self.memory.background() {
             background.pause();

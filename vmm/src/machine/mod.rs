@@ -27,7 +27,7 @@ mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use address_manager::{AddressManager, CommitReport};
 use devices::{SharedDevice, pci::PciSegment};
@@ -104,6 +104,8 @@ pub struct Machine {
     vm: Arc<dyn Vm>,
     /// The guest's clock while it stands still.
     stopped_clock: Option<VmClock>,
+    /// When it came to stand still; of one that runs, when it did so last.
+    stopped_at: Instant,
     report: CommitReport,
     // Last: until nobody can touch it any more, missing pages are brought in.
     memory: GuestMemory,

@@ -81,8 +81,10 @@ impl Machine {
     pub fn save(&self) -> Result<(Vec<Section>, Vec<CpuidEntry>), StateError> {
         let mut sections = Vec::new();
         let mut cpu = Vec::new();
+        // As it was before the first counter is read: no more than that is taken off.
+        let paused = self.stopped_at.elapsed();
         for (index, mut state) in (0..).zip(self.vcpus.save()?) {
-            clock::rewind(&mut state, self.stopped_clock.as_ref());
+            clock::rewind(&mut state, paused);
             if index == 0 {
                 cpu.clone_from(&state.cpuid);
             }
