@@ -115,9 +115,6 @@ impl Machine {
                 .flatten();
             let prepared =
                 phases.time("prepare", || Prepared::new(config, host, vm, layout, memory, "restore"))?;
-            let ids =
-                prepared.platform.devices.iter().chain(&prepared.devices).map(|named| named.id.as_str());
-            state.check_all_known(u32::try_from(indices.len()).unwrap_or(u32::MAX), ids)?;
             let saved = phases.time("load", || {
                 prepared.load(&state)?;
                 parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))

@@ -167,25 +167,4 @@ impl MachineState {
         self.irqchip()?;
         self.clock().map(|_| ())
     }
-
-    /// Refuses sections that belong to nothing in a machine of that many vCPUs and those devices.
-    ///
-    /// # Errors
-    /// There is one; it is named.
-    pub fn check_all_known<'id>(
-        &self,
-        vcpus: u32,
-        devices: impl IntoIterator<Item = &'id str>,
-    ) -> Result<(), LoadError> {
-        let mut known: Vec<String> = (0..vcpus).map(vcpu_id).collect();
-        known.extend([IRQCHIP.to_owned(), CLOCK.to_owned()]);
-        known.extend(devices.into_iter().map(str::to_owned));
-        known.sort_unstable();
-        match self.sections.keys().find(|id| known.binary_search(id).is_err()) {
-            Some(id) => {
-                Err(LoadError::Unexpected { id: id.clone(), why: "the machine has nothing of that name" })
-            }
-            None => Ok(()),
-        }
-    }
 }

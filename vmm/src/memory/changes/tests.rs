@@ -19,19 +19,7 @@ use crate::{
 const SIZE: u64 = 40 * CHUNK_SIZE + 3 * PAGE_SIZE;
 
 fn zone(shared: bool) -> MemoryZoneConfig {
-    MemoryZoneConfig {
-        id: "a".into(),
-        size: SIZE,
-        file: None,
-        shared,
-        hugepage_size: None,
-        host_numa_node: None,
-        prefault: false,
-        reserve: false,
-        mergeable: false,
-        thp: false,
-        hotplug_size: 0,
-    }
+    MemoryZoneConfig { shared, ..crate::memory::content::tests::zone("a", SIZE) }
 }
 
 fn write(memory: &GuestMemory, page: u64, value: u8) {
