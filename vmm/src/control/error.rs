@@ -7,7 +7,8 @@ use crate::{
     config::{ConfigError, ErrorClass},
     cpu::VcpuError,
     jobs::CancelError,
-    machine::{BuildError, LifeError},
+    machine::{BuildError, LifeError, payload::PayloadError},
+    memory::{BackingError, content::ContentError},
     snapshot::{RestoreError, SaveError, UrlError},
 };
 
@@ -138,6 +139,22 @@ pub enum FailureClass {
 }
 
 impl CommandError {
+    /// Whether nothing was wrong with it: somebody asked for the job to be given up.
+    pub fn is_cancelled(&self) -> bool {
+        let build = |error: &BuildError| {
+            use BuildError::{Cancelled, Memory, Payload};
+            matches!(error, Cancelled | Memory(BackingError::Cancelled) | Payload(PayloadError::Cancelled))
+        };
+        match self {
+            Self::Build(error) | Self::Restore(RestoreError::Build(error)) => build(error),
+            Self::Save(SaveError::Memory(error)) | Self::Restore(RestoreError::Content(error)) => {
+                matches!(error, ContentError::Cancelled)
+            }
+            Self::Restore(RestoreError::Backing(error)) => matches!(error, BackingError::Cancelled),
+            _ => false,
+        }
+    }
+
     /// What kind of failure it is.
     pub fn class(&self) -> FailureClass {
         match self {
@@ -179,6 +196,9 @@ impl CommandError {
 
     /// A word for it that does not change from version to version.
     pub fn code(&self) -> &'static str {
+        if self.is_cancelled() {
+            return "cancelled";
+        }
         match self {
             Self::NotCreated | Self::ConfigMissing => "vm-not-created",
             Self::AlreadyCreated => "vm-already-created",

@@ -202,8 +202,7 @@ impl Life {
     fn try_build(&mut self, job: &crate::jobs::Job) -> Result<(Machine, VmConfig), CommandError> {
         let stored = self.stored.as_mut().ok_or(CommandError::ConfigMissing)?;
         let config = stored.effective()?;
-        job.progress().phase("machine", None);
-        let machine = Machine::boot(&config, &self.host).map_err(CommandError::Build)?;
+        let machine = Machine::boot(&config, &self.host, &**job.progress()).map_err(CommandError::Build)?;
         self.name_ptys();
         Ok((machine, config))
     }

@@ -190,7 +190,13 @@ impl Control {
             GuestRequest::Failed => return Err(RunError::Failed),
             GuestRequest::Reset => {
                 log::info!("the guest reboots");
-                self.life.carry_out(Command::Reboot)?;
+                match self.life.carry_out(Command::Reboot) {
+                    // Somebody wants the machine down, or the process to end.
+                    Err(error) if error.is_cancelled() => {
+                        log::info!("the guest does not boot again: given up")
+                    }
+                    rebooted => drop(rebooted?),
+                }
             }
             GuestRequest::Panicked(events) => {
                 log::error!("the guest has panicked (events {events:#x})");

@@ -30,7 +30,7 @@ use crate::{
     config::{ConfigError, VmConfig},
     cpu::{VcpuStart, Vcpus},
     layout::{Layout, LayoutError, SegmentLayout},
-    memory::GuestMemory,
+    memory::{GuestMemory, content::Tally},
     parallel,
 };
 
@@ -44,11 +44,12 @@ const DEVICES_PER_THREAD: usize = 4;
 const LOADS_PER_THREAD: usize = 16;
 impl Machine {
     /// Builds a machine for a cold boot. It is paused, with its payload in memory and its first vCPU
-    /// at the entry.
+    /// at the entry. `tally` is told how far it is.
     ///
     /// # Errors
     /// See [`BuildError`]; whatever was opened or made is gone again.
-    pub fn boot(config: &VmConfig, host: &Host) -> Result<Self, BuildError> {
+    pub fn boot(config: &VmConfig, host: &Host, tally: &dyn Tally) -> Result<Self, BuildError> {
+        let not_cancelled = || if tally.is_cancelled() { Err(BuildError::Cancelled) } else { Ok(()) };
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
         let caps = host_caps(host, &supported);
@@ -57,7 +58,9 @@ impl Machine {
         let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
-        let memory = GuestMemory::map(&config.memory)?;
+        let memory = GuestMemory::map(&config.memory, tally)?;
+        tally.phase("machine", None);
+        not_cancelled()?;
         let vm = host.hypervisor.create_vm(&VmOptions::default())?;
         let prepared = Prepared::new(config, host, vm, layout, memory, "boot")?;
         let indices = prepared.layout.present_vcpus();
@@ -66,7 +69,7 @@ impl Machine {
             _ => VcpuStart::Waiting,
         })?;
         let memory = prepared.transaction.memory();
-        payload.load(&memory)?;
+        payload.load(&memory, tally)?;
         for (at, bytes) in &acpi.pieces {
             payload::write(bytes, *at, &memory)?;
         }
@@ -76,6 +79,7 @@ impl Machine {
         if let Some(at) = prepared.layout.generation_id {
             payload::write(&generation::fresh()?, at, &memory)?;
         }
+        not_cancelled()?;
         prepared.commit(host, Vcpus::start(&indices)?, plans, None, Commits::Once)
     }
 }

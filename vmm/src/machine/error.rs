@@ -33,6 +33,9 @@ pub enum BuildError {
     /// Memory cannot be had.
     #[error("guest memory")]
     Memory(#[from] BackingError),
+    /// Somebody asked for it to be given up.
+    #[error("given up, as was asked for")]
+    Cancelled,
     /// The hypervisor refuses something.
     #[error("hypervisor")]
     Hypervisor(#[from] HypervisorError),

@@ -17,7 +17,10 @@ use arch::x86_64::{
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{config::Payload, layout::Layout};
+use crate::{config::Payload, layout::Layout, memory::content::Tally};
+
+/// Images are read in pieces of so many bytes; between two of them it can be given up.
+const PIECE: u64 = 16 << 20;
 
 /// A payload that cannot be booted.
 #[derive(Debug, Error)]
@@ -54,6 +57,9 @@ pub enum PayloadError {
         #[source]
         source: BootError,
     },
+    /// Somebody asked for it to be given up.
+    #[error("given up, as was asked for")]
+    Cancelled,
     /// The guest's memory cannot be described to it.
     #[error("memory map")]
     Map(#[source] layout::LayoutError),
@@ -132,15 +138,22 @@ impl OpenPayload {
     ///
     /// # Errors
     /// A file cannot be read, or a piece does not lie in memory.
-    pub fn load(&self, memory: &GuestMemoryView) -> Result<(), PayloadError> {
-        self.plan.pieces.iter().try_for_each(|piece| self.load_piece(piece, memory))
+    pub fn load(&self, memory: &GuestMemoryView, tally: &dyn Tally) -> Result<(), PayloadError> {
+        self.plan.pieces.iter().try_for_each(|piece| self.load_piece(piece, memory, tally))
     }
 
-    fn load_piece(&self, piece: &Piece, memory: &GuestMemoryView) -> Result<(), PayloadError> {
+    fn load_piece(
+        &self,
+        piece: &Piece,
+        memory: &GuestMemoryView,
+        tally: &dyn Tally,
+    ) -> Result<(), PayloadError> {
         match &piece.source {
-            PieceSource::Kernel { offset, len } => copy(&self.kernel, *offset, *len, piece.at, memory),
+            PieceSource::Kernel { offset, len } => {
+                copy(&self.kernel, *offset, *len, piece.at, (memory, tally))
+            }
             PieceSource::Initramfs { len } => match &self.initramfs {
-                Some(file) => copy(file, 0, *len, piece.at, memory),
+                Some(file) => copy(file, 0, *len, piece.at, (memory, tally)),
                 None => Ok(()),
             },
             PieceSource::Bytes(bytes) => write(bytes, piece.at, memory),
@@ -188,10 +201,21 @@ fn copy(
     offset: u64,
     len: u64,
     at: u64,
-    memory: &GuestMemoryView,
+    (memory, tally): (&GuestMemoryView, &dyn Tally),
 ) -> Result<(), PayloadError> {
     let failed = |source| PayloadError::Load { at, size: len, source };
     file.seek(SeekFrom::Start(offset)).map_err(|error| failed(GuestMemoryError::IOError(error)))?;
-    let count = usize::try_from(len).unwrap_or(usize::MAX);
-    memory.read_exact_volatile_from(GuestAddress(at), &mut file, count).map_err(failed)
+    let mut done = 0;
+    while done < len {
+        if tally.is_cancelled() {
+            return Err(PayloadError::Cancelled);
+        }
+        let count = (len - done).min(PIECE);
+        // The plan was checked against the map of RAM: nothing of it is beyond the address space.
+        let place = GuestAddress(at.saturating_add(done));
+        let length = usize::try_from(count).unwrap_or(usize::MAX);
+        memory.read_exact_volatile_from(place, &mut file, length).map_err(failed)?;
+        done += count;
+    }
+    Ok(())
 }

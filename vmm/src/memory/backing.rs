@@ -1,6 +1,7 @@
 //! The host memory of one zone: anonymous, a shared memfd, a file, huge pages.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io,
     path::PathBuf,
@@ -14,7 +15,7 @@ use rustix::{
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
-use super::{mapping, overlays::Overlays};
+use super::{content::Tally, mapping, overlays::Overlays};
 use crate::config::MemoryZoneConfig;
 
 /// The memory of a zone could not be had.
@@ -101,6 +102,9 @@ pub enum BackingError {
     /// Pages cannot be brought in as they are touched.
     #[error("guest memory cannot be paged in on demand: userfaultfd")]
     Pager(#[source] io::Error),
+    /// Somebody asked for it to be given up.
+    #[error("given up, as was asked for")]
+    Cancelled,
     /// The kernel does not take an advice about the mapping.
     #[error("memory zone {zone}: cannot {what}")]
     Advise {
@@ -118,17 +122,27 @@ pub enum BackingError {
 const HUGE_PAGE: usize = 2 << 20;
 
 /// How one zone is backed.
-#[derive(Debug)]
 pub struct Backing<'config> {
     zone: &'config MemoryZoneConfig,
+    /// Told of what is populated.
+    tally: &'config dyn Tally,
     /// Whether mappings begin where a huge page could.
     in_blocks: bool,
 }
 
+impl fmt::Debug for Backing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backing")
+            .field("zone", self.zone)
+            .field("in_blocks", &self.in_blocks)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'config> Backing<'config> {
-    /// The backing that a zone's configuration asks for.
-    pub fn of(zone: &'config MemoryZoneConfig) -> Self {
-        Self { zone, in_blocks: false }
+    /// The backing that a zone's configuration asks for. `tally` is told of bytes that are populated.
+    pub fn of(zone: &'config MemoryZoneConfig, tally: &'config dyn Tally) -> Self {
+        Self { zone, tally, in_blocks: false }
     }
 
     /// The same, mapped from where a huge page could begin, so that parts of the size of huge pages can be replaced
@@ -141,7 +155,7 @@ impl<'config> Backing<'config> {
     /// Maps it.
     ///
     /// # Errors
-    /// The host refuses.
+    /// The host refuses, or it was given up.
     pub fn map(&self) -> Result<Arc<MmapRegion>, BackingError> {
         let file = self.file()?;
         self.map_file(file.map(|file| FileOffset::new(file, 0)))
@@ -206,18 +220,18 @@ impl<'config> Backing<'config> {
             (_, source) => BackingError::Map { zone: zone.clone(), size, source },
         })?;
         overlays.show(zone, &mapping)?;
-        self.settle(&mapping, huge.is_some())?;
+        self.settle(&mapping, huge)?;
         Ok(Arc::new(mapping))
     }
 
     /// Where the pages of a fresh mapping come from, of which kind they are, and whether they are there at once.
-    fn settle(&self, mapping: &MmapRegion, huge: bool) -> Result<(), BackingError> {
+    fn settle(&self, mapping: &MmapRegion, huge: Option<u64>) -> Result<(), BackingError> {
         let MemoryZoneConfig { id: zone, host_numa_node, thp, mergeable, prefault, .. } = self.zone;
         if let Some(node) = *host_numa_node {
             let bound = mapping::bind(mapping, node);
             bound.map_err(|source| BackingError::Node { zone: zone.clone(), node, source })?;
         }
-        if !huge {
+        if huge.is_none() {
             let advice = if *thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
             // A kernel without transparent huge pages refuses both: small ones are what there is.
             let _ = mapping::advise(mapping, advice);
@@ -228,7 +242,10 @@ impl<'config> Backing<'config> {
             advised.map_err(failed("merge equal pages (KSM)"))?;
         }
         if *prefault {
-            mapping::populate(mapping).map_err(failed("populate all of it"))?;
+            let populated = mapping::populate(mapping, huge, self.tally);
+            if !populated.map_err(failed("populate all of it"))? {
+                return Err(BackingError::Cancelled);
+            }
         }
         Ok(())
     }
@@ -290,6 +307,8 @@ fn huge_page(file: &File) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn zone() -> MemoryZoneConfig {
@@ -311,7 +330,7 @@ mod tests {
     fn map(change: impl FnOnce(&mut MemoryZoneConfig)) -> Result<Arc<MmapRegion>, BackingError> {
         let mut zone = zone();
         change(&mut zone);
-        Backing::of(&zone).map()
+        Backing::of(&zone, &()).map()
     }
 
     /// What the kernel says of a mapping, by name.
@@ -351,6 +370,38 @@ mod tests {
             let there = map(|zone| (zone.prefault, zone.shared) = (true, shared)).unwrap();
             assert_eq!(said(&there, "Rss"), "4096 kB");
         }
+    }
+
+    /// Wants it given up after so many bytes.
+    struct Until(u64, AtomicU64);
+
+    impl Tally for Until {
+        fn add(&self, bytes: u64) {
+            self.1.fetch_add(bytes, Ordering::Relaxed);
+        }
+
+        fn is_cancelled(&self) -> bool {
+            self.1.load(Ordering::Relaxed) >= self.0
+        }
+    }
+
+    #[test]
+    fn populating_tells_how_far_it_is_and_can_be_given_up() {
+        let mut zone = zone();
+        // The kernel would have private memory be one mapping with that of another test.
+        (zone.prefault, zone.shared, zone.size) = (true, true, (200 << 20) + 4096);
+        let tally = Until(u64::MAX, AtomicU64::new(0));
+        drop(Backing::of(&zone, &tally).map().unwrap());
+        assert_eq!(tally.1.into_inner(), zone.size);
+        let tally = Until(1, AtomicU64::new(0));
+        let error = Backing::of(&zone, &tally).map().unwrap_err();
+        assert!(matches!(error, BackingError::Cancelled), "{error}");
+        // Each thread may have been at a piece when the first was done.
+        let done = tally.1.into_inner();
+        assert!((64 << 20..zone.size).contains(&done), "{done}");
+        // Nobody looks where nothing is populated.
+        zone.prefault = false;
+        drop(Backing::of(&zone, &Until(0, AtomicU64::new(0))).map().unwrap());
     }
 
     #[test]

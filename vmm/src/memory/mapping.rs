@@ -14,12 +14,14 @@ use parking_lot::Mutex;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::MmapRegion;
 
+use super::content::Tally;
+
 /// Greatest number of a NUMA node; more than any kernel is built for.
 const MAX_NODE: u32 = 1023;
 
-/// Pages are populated in pieces of this many bytes, each by one of several threads: a multiple of every
-/// common page size.
-const POPULATE_PIECE: usize = 1 << 30;
+/// Pages are populated in pieces of at least this many bytes, each by one of several threads; between two of them it
+/// can be given up. A host that is slow at it takes a tenth of a second for one.
+const POPULATE_PIECE: usize = 64 << 20;
 const POPULATE_THREADS: usize = 16;
 
 /// Gives the kernel an advice about all of a mapping: one that changes nothing of its content.
@@ -100,26 +102,38 @@ pub(super) fn bind(mapping: &MmapRegion, node: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has every page be there, for writing, when this returns.
+/// Has every page be there, for writing, when this returns. `page` is the size of a page in bytes, if it is not the
+/// usual one; `tally` is told of bytes as they are there. False if it was given up.
 ///
 /// # Errors
 /// The host has not that much memory left, or is older than Linux 5.14.
-pub(super) fn populate(mapping: &MmapRegion) -> io::Result<()> {
-    let pieces = mapping.size().div_ceil(POPULATE_PIECE);
+pub(super) fn populate(mapping: &MmapRegion, page: Option<u64>, tally: &dyn Tally) -> io::Result<bool> {
+    // Two threads in one page would both wait for it.
+    let piece_size = page.and_then(|page| usize::try_from(page).ok()).unwrap_or(0).max(POPULATE_PIECE);
+    let pieces = mapping.size().div_ceil(piece_size);
     let processors = crate::parallel::processors();
     let next = AtomicUsize::new(0);
-    let result = Mutex::new(Ok(()));
+    let result = Mutex::new(Ok(true));
     let work = || {
         loop {
             let piece = next.fetch_add(1, Ordering::Relaxed);
             if piece >= pieces {
                 return;
             }
-            if let Err(error) = populate_piece(mapping, piece) {
-                *result.lock() = Err(error);
+            let start = piece * piece_size;
+            let length = (mapping.size() - start).min(piece_size);
+            let done = if tally.is_cancelled() {
+                Ok(false)
+            } else {
+                populate_range(mapping, start, length, Advice::LinuxPopulateWrite).map(|()| true)
+            };
+            if !matches!(done, Ok(true)) {
+                *result.lock() = done;
                 // There is nothing left to do for anybody.
                 next.store(pieces, Ordering::Relaxed);
+                return;
             }
+            tally.add(length as u64);
         }
     };
     std::thread::scope(|scope| {
@@ -191,12 +205,6 @@ impl Drop for Gap {
             let _ = unsafe { rustix::mm::munmap(start, length) };
         }
     }
-}
-
-fn populate_piece(mapping: &MmapRegion, piece: usize) -> io::Result<()> {
-    let start = piece * POPULATE_PIECE;
-    let length = (mapping.size() - start).min(POPULATE_PIECE);
-    populate_range(mapping, start, length, Advice::LinuxPopulateWrite)
 }
 
 /// `start` and `length` are within the mapping.

@@ -51,30 +51,33 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Maps the memory of every zone.
+    /// Maps the memory of every zone. `tally` is told of a phase `prefault` if something is populated.
     ///
     /// # Errors
-    /// The host refuses; the error names the zone, the size and the cause.
-    pub fn map(zones: &[MemoryZoneConfig]) -> Result<Self, BackingError> {
-        let mapped = zones.iter().map(|zone| Ok((zone.id.clone(), Backing::of(zone).map()?)));
+    /// The host refuses; the error names the zone, the size and the cause. Or it was given up.
+    pub fn map(zones: &[MemoryZoneConfig], tally: &dyn Tally) -> Result<Self, BackingError> {
+        begin_prefault(zones, tally);
+        let mapped = zones.iter().map(|zone| Ok((zone.id.clone(), Backing::of(zone, tally).map()?)));
         Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, ..Self::default() })
     }
 
     /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
-    /// yet. Room is made for the blocks of `ahead`.
+    /// yet. Room is made for the blocks of `ahead`. `tally` is told of a phase `prefault` if something is populated.
     ///
     /// # Errors
-    /// The host refuses; the error names the zone, the size and the cause.
+    /// The host refuses; the error names the zone, the size and the cause. Or it was given up.
     pub fn map_restored(
         zones: &[MemoryZoneConfig],
         plan: &RestorePlan,
         saved: &Arc<SavedMemory>,
         ahead: &ReadAhead,
+        tally: &dyn Tally,
     ) -> Result<Self, BackingError> {
+        begin_prefault(zones, tally);
         let (mut over, mut placed) = (BTreeMap::new(), BTreeMap::new());
         let mapped = zones.iter().map(|zone| {
             let in_blocks = ahead.zone(&zone.id).is_some_and(|ahead| !ahead.blocks.is_empty());
-            let backing = Backing::of(zone).in_blocks(in_blocks);
+            let backing = Backing::of(zone, tally).in_blocks(in_blocks);
             let offset = saved.table().zone(&zone.id).and_then(|content| content.offset);
             let mapping = match (plan.mode(&zone.id), offset) {
                 (Some(MemoryMode::Cow), Some(offset)) => {
@@ -280,5 +283,13 @@ impl GuestMemory {
             }
         });
         Wired { slots: slots.collect(), ..Wired::default() }
+    }
+}
+
+fn begin_prefault(zones: &[MemoryZoneConfig], tally: &dyn Tally) {
+    let populated = zones.iter().filter(|zone| zone.prefault);
+    let bytes = populated.fold(0u64, |sum, zone| sum.saturating_add(zone.size));
+    if bytes > 0 {
+        tally.phase("prefault", Some(bytes));
     }
 }

@@ -322,12 +322,12 @@ fn bring_back(
     let verify = request.verify.unwrap_or(default);
     let Filling { fill, ahead, recording, .. } = filling;
     let bytes = plan.bytes_to_read(saved.table()).saturating_add(ahead.placed_bytes());
-    progress.phase("memory", Some(bytes));
     if verify == Verify::Full {
         // What is copied is checked on its way.
-        content::verify(saved, !all_copied, &())?;
+        content::verify(saved, !all_copied, progress)?;
     }
-    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead)?;
+    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead, progress)?;
+    progress.phase("memory", Some(bytes));
     let check = verify != Verify::Off;
     memory.place(plan, &ahead, saved, check, progress)?;
     let source = Source { saved: Arc::clone(saved), check };

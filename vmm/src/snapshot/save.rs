@@ -114,10 +114,10 @@ fn save_tracking(
     });
     let parent = parent.transpose()?;
     let (sections, cpu) = phases.time("state", || machine.save())?;
-    progress.phase("memory", None);
     let kept: Vec<_> = config.memory.iter().filter(|zone| is_kept_in_snapshot(zone)).collect();
     let memory = machine.memory_mut();
     prepare(memory, &kept, parent.as_ref(), request.track, &mut phases, progress)?;
+    progress.phase("scan", None);
     let (stored, ways) = phases.time("memory", || {
         let target = (writer.memory(), writer.memory_path());
         store(memory, &kept, parent.as_ref(), &mut table, target, progress)

@@ -1,5 +1,6 @@
 //! The control thread on the fake hypervisor.
 
+mod cancel;
 mod cycles;
 mod states;
 
@@ -92,13 +93,25 @@ impl Bench {
         self.thread.take().unwrap().join().unwrap()
     }
 
-    /// The events so far, as `source event`.
-    pub(super) fn events(&self) -> Vec<String> {
+    /// What the stream has so far.
+    fn told(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.events.path()).unwrap();
-        let objects = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        serde_json::Deserializer::from_str(&text).into_iter::<Value>().map(Result::unwrap).collect()
+    }
+
+    /// The events of jobs so far: the name and the properties.
+    pub(super) fn job_events(&self) -> Vec<(String, Value)> {
+        let events = self.told().into_iter().filter(|event| event["source"] == "job");
+        events
+            .map(|event| (event["event"].as_str().unwrap().to_owned(), event["properties"].clone()))
+            .collect()
+    }
+
+    /// The events so far but for those of jobs, as `source event`.
+    pub(super) fn events(&self) -> Vec<String> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        objects
-            .map(Result::unwrap)
+        self.told()
+            .into_iter()
             .filter(|event| event["source"] != "job")
             .map(|event| format!("{} {}", text(&event["source"]), text(&event["event"])))
             .collect()

@@ -57,7 +57,7 @@ impl Bench {
     }
 
     pub(super) fn boot(&self, said: Value) -> Result<Machine, BuildError> {
-        Machine::boot(&self.config(said), &self.host)
+        Machine::boot(&self.config(said), &self.host, &())
     }
 
     /// Why a machine cannot be built.

@@ -87,7 +87,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
     Machine::check_restore(&config, &bench.host, &layout, &cpu, &supported, &state).unwrap();
     let restored = Restored {
         layout,
-        memory: GuestMemory::map(&config.memory).unwrap(),
+        memory: GuestMemory::map(&config.memory, &()).unwrap(),
         state: MachineState::new(state),
         supported,
         commits: Commits::Once,

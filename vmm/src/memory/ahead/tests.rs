@@ -101,7 +101,7 @@ fn placed(mode: MemoryMode, saved: &Arc<SavedMemory>) -> Result<Arc<MmapRegion>,
     let zones = [zone];
     let plan = RestorePlan::new(&zones, saved.table(), Some(mode)).unwrap();
     let ahead = ReadAhead::new(&set(&[(0, 512), (1024, 512)], &[]), &zones, &plan, saved);
-    let memory = GuestMemory::map_restored(&zones, &plan, saved, &ahead).unwrap();
+    let memory = GuestMemory::map_restored(&zones, &plan, saved, &ahead, &()).unwrap();
     memory.place(&plan, &ahead, saved, true, &())?;
     Ok(Arc::clone(&memory.zones()[0].1))
 }

@@ -62,14 +62,17 @@ pub(super) fn rest(ground: &Ground, tally: &dyn Tally) -> Result<(), ContentErro
         ground.saved.table().chunks.get(zone.first.saturating_add(*chunk)).is_some()
     };
     let work: Vec<_> = ground.mapped.iter().flat_map(unchecked).filter(stored).collect();
+    let size = ground.saved.table().chunk_size;
+    tally.phase("check", Some((work.len() as u64).saturating_mul(size)));
     parallel::for_each(&work, CHUNKS_PER_THREAD, ground.saved.chunk_length(), |(zone, chunk), buffer| {
         if tally.is_cancelled() {
             return Err(ContentError::Cancelled);
         }
+        tally.add(size);
         ground.check(zone, *chunk, buffer).map(|()| None::<()>)
     })?;
     // The others were zero.
-    content::verify(&ground.saved, false, &())
+    content::verify(&ground.saved, false, tally)
 }
 
 /// Checks what is new; returns how many chunks that were.

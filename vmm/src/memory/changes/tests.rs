@@ -76,7 +76,8 @@ fn restored(taken: &Taken, mode: MemoryMode, root: u32) -> GuestMemory {
     verify(&taken.memory, true, &()).unwrap();
     let zones = [zone(false)];
     let plan = RestorePlan::new(&zones, taken.memory.table(), Some(mode)).unwrap();
-    let mut memory = GuestMemory::map_restored(&zones, &plan, &taken.memory, &ReadAhead::default()).unwrap();
+    let mut memory =
+        GuestMemory::map_restored(&zones, &plan, &taken.memory, &ReadAhead::default(), &()).unwrap();
     let source = Source { saved: Arc::clone(&taken.memory), check: true };
     let on_failure = Arc::new(|error: &ContentError| panic!("{error}"));
     memory.page_in(&plan, source, &ReadAhead::default(), false, on_failure).unwrap();
@@ -91,7 +92,7 @@ const MODES: [MemoryMode; 3] = [MemoryMode::Copy, MemoryMode::Cow, MemoryMode::O
 
 /// Pages in several chunks: some alone, some in a row, some at an end.
 fn first() -> GuestMemory {
-    let memory = GuestMemory::map(&[zone(false)]).unwrap();
+    let memory = GuestMemory::map(&[zone(false)], &()).unwrap();
     for page in [0, 1, 2, 63, 64, 65, 640, 700, 1000, SIZE / PAGE_SIZE - 1] {
         write(&memory, page, u8::try_from(page % 200 + 1).unwrap());
     }
@@ -239,7 +240,7 @@ fn what_was_mapped_from_a_snapshot_can_be_tracked_too() {
 #[test]
 fn shared_memory_is_compared_and_cannot_be_tracked() {
     let zones = [zone(true)];
-    let mut memory = GuestMemory::map(&zones).unwrap();
+    let mut memory = GuestMemory::map(&zones, &()).unwrap();
     write(&memory, 9, 9);
     let bottom = full(&memory);
     write(&memory, 9, 0);
@@ -306,7 +307,7 @@ fn what_was_read_ahead_has_not_changed_for_that() {
     let plan = RestorePlan::new(&zones, bottom.memory.table(), Some(MemoryMode::Cow)).unwrap();
     let block = ZoneAhead { zone: "a".into(), blocks: vec![0], pieces: Vec::new() };
     let ahead = ReadAhead { zones: vec![block] };
-    let mut memory = GuestMemory::map_restored(&zones, &plan, &bottom.memory, &ahead).unwrap();
+    let mut memory = GuestMemory::map_restored(&zones, &plan, &bottom.memory, &ahead, &()).unwrap();
     memory.place(&plan, &ahead, &bottom.memory, true, &()).unwrap();
     memory.came_from(1, &plan);
     write(&memory, 2, 50);

@@ -12,7 +12,7 @@ use crate::parallel;
 /// copied. `tally` is told of bytes as they are read.
 ///
 /// # Errors
-/// The snapshot cannot be read, or a chunk is not what was saved.
+/// The snapshot cannot be read, a chunk is not what was saved, or somebody asked for it to be given up.
 pub fn load(
     zones: &[(String, Arc<MmapRegion>)],
     saved: &SavedMemory,
@@ -80,10 +80,10 @@ pub fn for_each_part(
 /// Checks a snapshot's memory: with `listed` each chunk that was saved against its checksum (without, that is
 /// left to [`load`]), and all else to be zero.
 ///
-/// `tally` is told of bytes as they are read.
+/// `tally` is told of a phase `verify` if there is something to be read, and of bytes as they are.
 ///
 /// # Errors
-/// It cannot be read, or is not what was saved.
+/// It cannot be read, is not what was saved, or somebody asked for it to be given up.
 pub fn verify(saved: &SavedMemory, listed: bool, tally: &dyn Tally) -> Result<(), ContentError> {
     let table = saved.table();
     let size = table.chunk_size;
@@ -99,6 +99,9 @@ pub fn verify(saved: &SavedMemory, listed: bool, tally: &dyn Tally) -> Result<()
     }
     work.sort_unstable();
     work.dedup();
+    if !work.is_empty() {
+        tally.phase("verify", Some((work.len() as u64).saturating_mul(size)));
+    }
     parallel::for_each(&work, CHUNKS_PER_THREAD, saved.chunk_length(), |chunk, buffer| {
         if tally.is_cancelled() {
             return Err(ContentError::Cancelled);

@@ -75,10 +75,10 @@ struct Done {
 /// Writes zones that `table` keeps into `file`, sparse, and their checksums into `table`. With `parent`, whose
 /// memory has the same table, only pages that differ from it are written, and checksums of what does not stay
 /// what they are there; of a chunk of which all was written, all is taken to differ. The guest must stand still.
-/// `tally` is told of bytes as they are written.
+/// `tally` is told of a phase `memory`, and of bytes as they are looked at.
 ///
 /// # Errors
-/// The file cannot be written, or the parent cannot be read or is damaged.
+/// The file cannot be written, the parent cannot be read or is damaged, or somebody asked for it to be given up.
 pub fn save(
     zones: &[ZonePages],
     parent: Option<&SavedMemory>,
@@ -95,10 +95,13 @@ pub fn save(
     let length = usize::try_from(size).unwrap_or(usize::MAX);
     let buffers = if parent.is_some() { length.saturating_mul(2) } else { length };
     let written = AtomicU64::new(0);
+    let total = work.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.size()));
+    tally.phase("memory", Some(total));
     let done = parallel::for_each(&work, CHUNKS_PER_THREAD, buffers, |chunk, buffer| {
         if tally.is_cancelled() {
             return Err(ContentError::Cancelled);
         }
+        tally.add(chunk.size());
         let (now, before) = buffer.split_at_mut(length.min(buffer.len()));
         let runs = match parent {
             None if !chunk.fetch(now) => return Ok(None),
@@ -116,7 +119,6 @@ pub fn save(
                 let bytes = content.get(part).unwrap_or_default();
                 file.write_all_at(bytes, at).map_err(failed(at))?;
                 written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                tally.add(bytes.len() as u64);
             }
         }
         // The last chunk of a zone is filled up with zeros, as the file is.
@@ -181,6 +183,10 @@ fn chunks<'zone>(
 }
 
 impl Chunk<'_> {
+    fn size(&self) -> u64 {
+        self.within.end - self.within.start
+    }
+
     /// Finds what differs from the parent's, as byte ranges. `now` is then what is in the chunk.
     fn compare(
         &self,

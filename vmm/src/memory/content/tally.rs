@@ -4,6 +4,9 @@ use crate::jobs::Progress;
 
 /// Told of bytes as they are done.
 pub trait Tally: Sync {
+    /// The next phase begins, which has `bytes_total` bytes to work through, if that is known.
+    fn phase(&self, _phase: &'static str, _bytes_total: Option<u64>) {}
+
     /// So many more are done.
     fn add(&self, bytes: u64);
 
@@ -12,6 +15,10 @@ pub trait Tally: Sync {
 }
 
 impl Tally for Progress {
+    fn phase(&self, phase: &'static str, bytes_total: Option<u64>) {
+        Self::phase(self, phase, bytes_total);
+    }
+
     fn add(&self, bytes: u64) {
         Self::add(self, bytes);
     }

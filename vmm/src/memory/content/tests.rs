@@ -67,7 +67,7 @@ fn path() -> PathBuf {
 fn saved(shared: bool) -> Saved {
     let mut zones = vec![zone("a", 64 * CHUNK_SIZE), zone("b", 2 * CHUNK_SIZE + 3 * PAGE)];
     zones.iter_mut().for_each(|zone| zone.shared = shared);
-    let guest = GuestMemory::map(&zones).unwrap();
+    let guest = GuestMemory::map(&zones, &()).unwrap();
     let memory = guest.zones();
     for (zone, at, value) in PLACES {
         write(&memory[zone].1, at, value);
@@ -89,7 +89,7 @@ fn store(guest: &GuestMemory, table: &mut MemoryTable, file: &File) -> Result<u6
 fn restored(saved: &Saved, mode: Option<MemoryMode>) -> GuestMemory {
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
     let memory =
-        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default()).unwrap();
+        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default(), &()).unwrap();
     let copied = memory.zones().into_iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy));
     load(&copied.collect::<Vec<_>>(), &saved.memory, true, &()).unwrap();
     memory
@@ -166,7 +166,7 @@ fn a_zones_own_file_keeps_its_content() {
     own.file = Some(directory.path().join("zone"));
     own.shared = true;
     let zones = vec![own];
-    let guest = GuestMemory::map(&zones).unwrap();
+    let guest = GuestMemory::map(&zones, &()).unwrap();
     write(&guest.zones()[0].1, PAGE, 7);
     let keep = super::is_kept_in_snapshot(&zones[0]);
     let mut table = MemoryTable::new([("a", zones[0].size, keep)]).unwrap();
@@ -211,8 +211,9 @@ fn damage_is_found_before_it_is_used() {
     }
     damage(40 * CHUNK_SIZE + 5);
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Copy)).unwrap();
-    let memory =
-        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default()).unwrap().zones();
+    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default(), &())
+        .unwrap()
+        .zones();
     let error = load(&memory, &saved.memory, true, &()).unwrap_err();
     assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
 }

@@ -157,12 +157,17 @@ impl Pager {
     /// It cannot be read, is damaged, or somebody asked for it to be given up.
     pub fn fill(&self, tally: &dyn Tally) -> Result<(), ContentError> {
         let mut buffer = self.shared.buffer();
-        for zone in &self.shared.zones {
+        let zones = &self.shared.zones;
+        let size = self.shared.source.saved.table().chunk_size;
+        let chunks = zones.iter().fold(0u64, |sum, zone| sum.saturating_add(zone.chunks.len() as u64));
+        tally.phase("fill", Some(chunks.saturating_mul(size)));
+        for zone in zones {
             for chunk in 0..zone.chunks.len() {
                 if tally.is_cancelled() {
                     return Err(ContentError::Cancelled);
                 }
                 self.shared.bring(zone, chunk, &mut buffer)?;
+                tally.add(size);
             }
         }
         self.shared.wait_for_coming();
