@@ -152,6 +152,20 @@ impl Vmm {
         fs::read_dir(format!("/proc/{}/{of}", self.pid())).expect("the process is there").count()
     }
 
+    /// Memory that the process has resident, in KiB.
+    ///
+    /// # Panics
+    ///
+    /// If the process is gone.
+    #[must_use]
+    pub fn resident_kib(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process is there");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+        number.unwrap_or_else(|| panic!("{status:?} has no resident memory"))
+    }
+
     /// The names of its threads.
     ///
     /// # Panics

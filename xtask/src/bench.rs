@@ -10,7 +10,7 @@ const PACKAGE: &str = "cumulet-benches";
 const IN_THE_LAB: &[&str] = &["boot"];
 
 /// Benchmarks that start the programs on this host's own KVM.
-const PROGRAMS: &[&str] = &["block", "restore"];
+const PROGRAMS: &[&str] = &["block", "cycles", "restore"];
 
 /// Runs all benchmarks, or the one that is named, with the arguments that follow.
 pub fn run(args: &[String]) -> Result<ExitCode, String> {
