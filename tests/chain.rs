@@ -91,8 +91,7 @@ impl Vm {
         let request = request(target, parent, track);
         let answer =
             self.monitor.put("vm.snapshot", &request).unwrap_or_else(|error| panic!("{request}: {error:?}"));
-        let report = answer.header("X-Cumulet-Report").expect("the answer carries the report");
-        let report = serde_json::from_str(report).expect("the report is JSON");
+        let report = answer.json().expect("the answer is the report");
         self.monitor.put("vm.resume", &Value::Null).expect("it can go on");
         report
     }

@@ -110,8 +110,7 @@ fn take(
     let answer = client.request(Method::Put, "vm.snapshot", Some(&body), &[])?;
     let took = started.elapsed();
     client.resume()?;
-    let report: serde_json::Value =
-        serde_json::from_str(answer.header("X-Cumulet-Report").unwrap_or("null"))?;
+    let report: serde_json::Value = answer.json()?;
     Ok((took, report["memory_bytes"].as_u64().ok_or("no report")?))
 }
 

@@ -78,9 +78,7 @@ fn a_process_survives_200_damaged_snapshots_and_restores_the_whole_one() {
             // It may be edited, as long as one learns of it.
             Ok(answer) => {
                 assert_eq!(name, "config.json", "{what}");
-                let report: Value =
-                    serde_json::from_str(answer.header("X-Cumulet-Report").expect("there is one"))
-                        .expect("it is JSON");
+                let report: Value = answer.json().expect("the answer is the report");
                 let config = |name: &str, pointer: &str| {
                     let text = fs::read(golden.snapshot().join(name)).expect("it is there");
                     let whole: Value = serde_json::from_slice(&text).expect("it is JSON");

@@ -125,8 +125,7 @@ impl Monitor {
         let answer = self
             .put("vm.restore", &restore_request(snapshot, said))
             .unwrap_or_else(|error| panic!("{} cannot be restored: {error:?}", snapshot.display()));
-        let report = answer.header("X-Cumulet-Report").expect("the answer carries the report");
-        serde_json::from_str(report).expect("the report is JSON")
+        answer.json().expect("the answer is the report")
     }
 
     /// What the VM does.

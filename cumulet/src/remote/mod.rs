@@ -107,7 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let form = Form::of(called, matches.get_flag("json") || local::wants_json(arguments));
     let told = match local::run(name, arguments) {
         Some(told) => told.map(|told| form.told(told)).map_err(RemoteError::from),
-        None => send(&matches, name, arguments).and_then(|answer| tell(&answer, arguments, form)),
+        None => send(&matches, name, arguments).and_then(|told| tell(&told, arguments, form)),
     };
     match told {
         Ok(text) => print(&text),
@@ -123,25 +123,35 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn send(matches: &ArgMatches, name: &str, arguments: &ArgMatches) -> Result<Answer, RemoteError> {
-    let Request { method, endpoint, body, descriptors, is_long } = request::make(name, arguments)?;
+/// An answer, and whether its body is a report.
+#[derive(Debug)]
+struct Answered {
+    answer: Answer,
+    is_reported: bool,
+}
+
+fn send(matches: &ArgMatches, name: &str, arguments: &ArgMatches) -> Result<Answered, RemoteError> {
+    let Request { method, endpoint, body, descriptors, is_long, is_reported } =
+        request::make(name, arguments)?;
     let socket = matches.get_one::<PathBuf>("api-socket").ok_or(RemoteError::NoSocket)?;
     let mut client = Client::connect(socket)?;
     let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let shown = is_long.then(|| progress::show(socket)).flatten();
     let answer = client.request(method, endpoint, body.as_deref(), &descriptors);
     drop(shown);
-    Ok(answer?)
+    Ok(Answered { answer: answer?, is_reported })
 }
 
-/// What is printed of an answer: the report that it carries, if that was asked for, or else the answer.
-fn tell(answer: &Answer, arguments: &ArgMatches, form: Form) -> Result<Vec<u8>, RemoteError> {
+/// What is printed of an answer: the report that it carries, if that was asked for, or else the answer as
+/// those know it who ask for no report.
+fn tell(answered: &Answered, arguments: &ArgMatches, form: Form) -> Result<Vec<u8>, RemoteError> {
+    let Answered { answer, is_reported } = answered;
     match arguments.try_get_one::<Shape>(table::REPORT) {
         Ok(Some(shape)) => {
             let (text, value) = report::tell(answer, shape)?;
             Ok(form.told(Told { text, value }))
         }
-        _ => Ok(form.answer(answer.body())),
+        _ => Ok(form.answer(answer.body().filter(|_| !is_reported))),
     }
 }
 

@@ -62,11 +62,20 @@ pub(super) struct Request {
     pub(super) descriptors: Vec<Arc<OwnedFd>>,
     /// Whether its progress is of interest.
     pub(super) is_long: bool,
+    /// Whether the answer's body is a report, which is not printed unless it was asked for.
+    pub(super) is_reported: bool,
 }
 
 impl Request {
     fn get(endpoint: &'static str) -> Self {
-        Self { method: Method::Get, endpoint, body: None, descriptors: Vec::new(), is_long: false }
+        Self {
+            method: Method::Get,
+            endpoint,
+            body: None,
+            descriptors: Vec::new(),
+            is_long: false,
+            is_reported: false,
+        }
     }
 
     fn put(endpoint: &'static str) -> Self {
@@ -79,6 +88,10 @@ impl Request {
 
     fn long(self) -> Self {
         Self { is_long: true, ..self }
+    }
+
+    fn reported(self) -> Self {
+        Self { is_reported: true, ..self }
     }
 }
 
@@ -154,7 +167,9 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
         "restore" => {
             let restore = restore::parse(&text()).map_err(wrong)?;
             let request = Request::with("vm.restore", &restore.config)?.long();
-            Ok(Request { descriptors: restore.descriptors, ..request })
+            let request = Request { descriptors: restore.descriptors, ..request };
+            // What a restore would do is the answer itself.
+            Ok(if restore.config.dry_run { request } else { request.reported() })
         }
         "resume" => Ok(Request::put("vm.resume")),
         "send-migration" => Request::with("vm.send-migration", &migration::send(&text()).map_err(wrong)?),
@@ -169,7 +184,7 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
                     .transpose()?,
                 ..wire::VmSnapshotConfig::to(text())
             };
-            Request::with("vm.snapshot", &said).map(Request::long)
+            Request::with("vm.snapshot", &said).map(|request| request.long().reported())
         }
         _ => Err(RequestError::Unknown(name.to_owned())),
     }

@@ -172,7 +172,7 @@ fn server(answer: &'static str) -> (tempfile::TempDir, std::thread::JoinHandle<S
     (directory, thread)
 }
 
-fn ask(answer: &'static str, words: &[&str]) -> (Result<Answer, RemoteError>, String) {
+fn ask(answer: &'static str, words: &[&str]) -> (Result<Answered, RemoteError>, String) {
     let (directory, thread) = server(answer);
     let socket = directory.path().join("api");
     let line = ["r", "--api-socket", socket.to_str().unwrap()].into_iter().chain(words.iter().copied());
@@ -188,14 +188,14 @@ fn answers_are_printed_as_they_came() {
         sent.starts_with("GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"),
         "{sent}"
     );
-    let answer = answer.unwrap();
+    let answer = answer.unwrap().answer;
     assert_eq!(Form::Numbered.answer(answer.body()), b"{\"a\": 1}\n");
     assert_eq!(Form::Json.answer(answer.body()), b"{\"result\":{\"a\":1}}\n");
     let (answer, sent) = ask("HTTP/1.1 204 \r\n\r\n", &["remove-device", "a"]);
     assert!(sent.contains("Content-Length: 10\r\n\r\n{\"id\":\"a\"}"), "{sent}");
-    assert_eq!(Form::Plain.answer(answer.unwrap().body()), b"");
+    assert_eq!(Form::Plain.answer(answer.unwrap().answer.body()), b"");
     let (answer, _) = ask("HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", &["shutdown-vmm"]);
-    let answer = answer.unwrap();
+    let answer = answer.unwrap().answer;
     assert_eq!(Form::Plain.answer(answer.body()), b"\n");
     assert_eq!(Form::Json.answer(answer.body()), b"{\"result\":null}\n");
 }
@@ -203,7 +203,7 @@ fn answers_are_printed_as_they_came() {
 #[test]
 fn a_report_that_is_asked_for_is_told_instead_of_the_answer() {
     let restore = "source_url=file:///s";
-    let carrying = "HTTP/1.1 204 \r\nX-Cumulet-Report: {}\r\n\r\n";
+    let carrying = "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\n{}";
     for (words, asked) in [
         (&["restore", restore] as &[&str], None),
         (&["restore", restore, "--report"], Some(Shape::Table)),
@@ -213,8 +213,10 @@ fn a_report_that_is_asked_for_is_told_instead_of_the_answer() {
         let matches = table::command("r").try_get_matches_from([&["r"], words].concat()).unwrap();
         let (_, arguments) = matches.subcommand().unwrap();
         assert_eq!(arguments.get_one::<Shape>(table::REPORT).cloned(), asked, "{words:?}");
-        let (answer, _) = ask(carrying, &["restore", restore]);
+        let (answer, sent) = ask(carrying, &["restore", restore]);
+        assert!(sent.contains("\r\nX-Cumulet-Report: full\r\n"), "{sent}");
         match tell(&answer.unwrap(), arguments, Form::Plain) {
+            // Those who do not ask know an answer without a body.
             Ok(text) => assert!(asked.is_none() && text.is_empty()),
             // It is none, and is found to be none.
             Err(error) => assert!(error.to_string().contains("its report cannot be read"), "{error}"),
@@ -227,6 +229,21 @@ fn a_report_that_is_asked_for_is_told_instead_of_the_answer() {
     let (answer, _) = ask("HTTP/1.1 204 \r\n\r\n", &["restore", restore]);
     let told = tell(&answer.unwrap(), matches.subcommand().unwrap().1, Form::Json);
     assert!(matches!(told, Err(RemoteError::Report(ReportError::None))));
+}
+
+#[test]
+fn what_a_restore_would_do_is_the_answer_to_a_rehearsal() {
+    let rehearsal = "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\n{}";
+    for (words, printed) in [
+        (&["restore", "source_url=file:///s,dry_run=on"] as &[&str], b"{}\n" as &[u8]),
+        (&["restore", "source_url=file:///s"], b""),
+        (&["snapshot", "file:///s"], b""),
+    ] {
+        let matches = table::command("r").try_get_matches_from([&["r"], words].concat()).unwrap();
+        let (_, arguments) = matches.subcommand().unwrap();
+        let answered = ask(rehearsal, words).0.unwrap();
+        assert_eq!(tell(&answered, arguments, Form::Plain).unwrap(), printed, "{words:?}");
+    }
 }
 
 #[test]

@@ -1,12 +1,20 @@
 //! What came of a request, as a response: bodies and codes that clients match.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::http::{ERROR_HEADER, REPORT_HEADER, Response, Status};
 use crate::{
     control::{Answer, CommandError, FailureClass},
     error::messages,
+    memory::content::MemoryMode,
+    snapshot::{RestoreReport, SaveReport},
 };
+
+/// Longest answer, in bytes, to requests of which some clients read it by one read and take what they got
+/// for all of it (rest-api.md, section 8.3).
+pub(super) const ONE_READ: usize = 1023;
 
 /// A body of JSON.
 pub(super) fn json(value: &impl Serialize) -> Response {
@@ -42,26 +50,85 @@ pub(super) fn bad_request_without_words(code: &str) -> Response {
     Response::new(Status::BadRequest).header(ERROR_HEADER, code)
 }
 
-/// What came of a command. `sentence` says what could not be done.
-pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str) -> Response {
+/// What came of a command. `sentence` says what could not be done; with `wants_report` a report is the
+/// body, all of it.
+pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str, wants_report: bool) -> Response {
     match result {
         Ok(Answer::Done) => Response::new(Status::NoContent),
         Ok(Answer::Added(info)) => json(&info),
-        Ok(Answer::Saved(report)) => reported(&report),
-        Ok(Answer::Restored(report)) => reported(&report),
+        Ok(Answer::Saved(report)) if wants_report => json(&report),
+        Ok(Answer::Saved(report)) => brief(&BriefSave::of(&report)),
+        Ok(Answer::Restored(report)) if wants_report => json(&report),
+        Ok(Answer::Restored(report)) => brief(&BriefRestore::of(&report)),
         Ok(Answer::Rehearsed(rehearsal)) => json(&rehearsal),
         Err(error) => failure(&error, sentence),
     }
 }
 
 /// How it went is told in a header: clients know these answers without a body.
-fn reported(report: &impl Serialize) -> Response {
+fn brief(report: &impl Serialize) -> Response {
     let response = Response::new(Status::NoContent);
     match serde_json::to_string(report) {
-        // A directory's name may be anything; a header is ASCII.
-        Ok(text) if text.is_ascii() => response.header(REPORT_HEADER, &text),
-        _ => response,
+        Ok(text) => response.header(REPORT_HEADER, &text),
+        // It is numbers and a few words of our own: there is nothing in it that is no text.
+        Err(_) => response,
     }
+}
+
+/// What a client is told of a snapshot that did not ask for all. However large the VM, it stays short.
+#[derive(Debug, Serialize)]
+struct BriefSave {
+    memory_bytes: u64,
+    total_ns: u64,
+}
+
+impl BriefSave {
+    fn of(report: &SaveReport) -> Self {
+        Self { memory_bytes: report.memory_bytes, total_ns: report.total_ns }
+    }
+}
+
+/// The same of a restore.
+#[derive(Debug, Serialize)]
+struct BriefRestore {
+    /// How many zones came back in each of the modes.
+    memory: BTreeMap<MemoryMode, usize>,
+    memory_bytes: u64,
+    total_ns: u64,
+    running: bool,
+}
+
+impl BriefRestore {
+    fn of(report: &RestoreReport) -> Self {
+        let mut memory = BTreeMap::new();
+        for zone in &report.memory {
+            *memory.entry(zone.mode).or_default() += 1;
+        }
+        let RestoreReport { memory_bytes, total_ns, running, .. } = *report;
+        Self { memory, memory_bytes, total_ns, running }
+    }
+}
+
+/// The same answer for a client that reads [`ONE_READ`] bytes of it: of an error's messages the longest are
+/// cut until it fits.
+pub(super) fn fitted(response: Response) -> Response {
+    let Ok(messages) = serde_json::from_slice::<Vec<String>>(response.body()) else { return response };
+    let longest = messages.iter().map(String::len).max().unwrap_or(0);
+    let (mut limit, mut response) = (longest.min(ONE_READ), response);
+    while response.clone().into_bytes().len() > ONE_READ && limit > 0 {
+        limit = limit * 7 / 8;
+        let cut: Vec<String> = messages.iter().map(|message| cut(message, limit)).collect();
+        response = response.with_body(serde_json::Value::from(cut).to_string());
+    }
+    response
+}
+
+/// The first bytes of a message, and a sign that it goes on.
+fn cut(message: &str, limit: usize) -> String {
+    if message.len() <= limit {
+        return message.to_owned();
+    }
+    format!("{}...", &message[..message.floor_char_boundary(limit)])
 }
 
 /// A command that failed.
@@ -76,4 +143,50 @@ pub(super) fn failure(error: &CommandError, sentence: &str) -> Response {
     let mut all = vec!["Error from API", sentence];
     all.extend(causes.iter().map(String::as_str));
     refusal(status, &all, error.code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(response: &Response) -> Vec<String> {
+        serde_json::from_slice(response.body()).unwrap()
+    }
+
+    #[test]
+    fn an_error_is_cut_to_what_is_read_of_it() {
+        let path = format!("/{}", "ö\u{1}\"".repeat(2000));
+        let error =
+            || refusal(Status::InternalServerError, &["Error from API", "It failed", &path], "failed");
+        let fits = fitted(error());
+        assert_eq!(messages(&fits)[..2], ["Error from API", "It failed"]);
+        let last = &messages(&fits)[2];
+        assert!(last.starts_with("/ö\u{1}\"ö") && last.ends_with("..."), "{last}");
+        let length = fits.into_bytes().len();
+        assert!((800..=ONE_READ).contains(&length), "{length}");
+        let short = refusal(Status::NotFound, &["Not Found"], "not-found");
+        assert_eq!(fitted(short.clone()), short);
+        assert_eq!(fitted(Response::new(Status::NoContent)), Response::new(Status::NoContent));
+        // However long the chain is.
+        let chain = vec!["x".repeat(1000); 60];
+        let chain: Vec<&str> = chain.iter().map(String::as_str).collect();
+        assert!(fitted(refusal(Status::BadRequest, &chain, "failed")).into_bytes().len() <= ONE_READ);
+    }
+
+    #[test]
+    fn what_is_told_in_brief_is_brief_whatever_is_told() {
+        use MemoryMode::{Copy, Cow, Kept, OnDemand};
+        let memory = [Copy, Cow, OnDemand, Kept].into_iter().map(|mode| (mode, usize::MAX)).collect();
+        let most = BriefRestore { memory, memory_bytes: u64::MAX, total_ns: u64::MAX, running: false };
+        let length = brief(&most).into_bytes().len();
+        // There is room for the list of unknown fields.
+        assert!(length < 400, "{length}");
+        assert_eq!(
+            serde_json::to_string(&BriefRestore { memory: [(Cow, 2)].into(), ..most }).unwrap(),
+            format!(
+                r#"{{"memory":{{"cow":2}},"memory_bytes":{0},"total_ns":{0},"running":false}}"#,
+                u64::MAX
+            )
+        );
+    }
 }

@@ -13,6 +13,9 @@ use crate::control::{Command, CommandError};
 /// What the paths of all endpoints begin with.
 const BASE: &str = "/api/v1/";
 
+/// Endpoints of whose answers some clients read a first piece and no more.
+const READ_AT_ONCE: [&str; 2] = ["vm.add-net", "vm.restore"];
+
 /// Does at once what a body describes.
 type Act = fn(&Vmm, &[u8]) -> Result<(Response, Unknown), Response>;
 
@@ -139,50 +142,61 @@ pub(super) fn serve(vmm: &Vmm, request: Request, responder: Responder) {
     let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| Some(endpoint.name) == name) else {
         return responder.send(answer::not_found());
     };
-    let Request { method, body, descriptors, .. } = request;
+    let Request { method, body, descriptors, wants_report, .. } = request;
+    let asked = Asked { endpoint, wants_report, responder };
     if method != endpoint.method() {
-        return responder.send(endpoint.wrong_method(method));
+        return asked.answer(endpoint.wrong_method(method));
     }
     let Endpoint { name, sentence, action } = endpoint;
     match action {
         Action::Tell(_) | Action::Do(_) if !body.is_empty() => {
-            responder.send(answer::bad_request("body-unexpected"));
+            asked.answer(answer::bad_request("body-unexpected"));
         }
         Action::Tell(tell) => {
-            responder.send(tell(vmm).unwrap_or_else(|error| answer::failure(&error, sentence)));
+            asked.answer(tell(vmm).unwrap_or_else(|error| answer::failure(&error, sentence)));
         }
-        Action::Do(command) => carry_out(vmm, endpoint, command(), Unknown::default(), responder),
+        Action::Do(command) => asked.carry_out(vmm, command(), Unknown::default()),
         Action::DoWith(_) | Action::DoAtOnce(_) if body.is_empty() => {
-            responder.send(endpoint.without_body());
+            asked.answer(endpoint.without_body());
         }
         Action::DoWith(read) => match read(&body, descriptors, vmm.strict) {
-            Ok((command, unknown)) => carry_out(vmm, endpoint, command, unknown, responder),
-            Err(refusal) => responder.send(refusal),
+            Ok((command, unknown)) => asked.carry_out(vmm, command, unknown),
+            Err(refusal) => asked.answer(refusal),
         },
         Action::DoAtOnce(act) => match act(vmm, &body) {
-            Ok((response, unknown)) => responder.send(unknown.tell(name, response)),
-            Err(refusal) => responder.send(refusal),
+            Ok((response, unknown)) => asked.answer(unknown.tell(name, response)),
+            Err(refusal) => asked.answer(refusal),
         },
-        Action::Quit => carry_out(vmm, endpoint, Command::Quit, Unknown::default(), responder),
+        Action::Quit => asked.carry_out(vmm, Command::Quit, Unknown::default()),
     }
 }
 
-fn carry_out(
-    vmm: &Vmm,
+/// Who is to be answered, and how.
+struct Asked {
     endpoint: &'static Endpoint,
-    command: Command,
-    unknown: Unknown,
+    wants_report: bool,
     responder: Responder,
-) {
-    let Endpoint { name, sentence, action } = endpoint;
-    let reply = move |result: Result<_, CommandError>| {
-        let response = match action {
-            Action::Quit if result.is_ok() => Response::new(Status::Ok),
-            _ => answer::outcome(result, sentence),
+}
+
+impl Asked {
+    /// Answers a client as it reads answers.
+    fn answer(self, response: Response) {
+        let whole = self.wants_report || !READ_AT_ONCE.contains(&self.endpoint.name);
+        self.responder.send(if whole { response } else { answer::fitted(response) });
+    }
+
+    /// Answers when a command has been carried out.
+    fn carry_out(self, vmm: &Vmm, command: Command, unknown: Unknown) {
+        let reply = move |result: Result<_, CommandError>| {
+            let Endpoint { name, sentence, action } = self.endpoint;
+            let response = match action {
+                Action::Quit if result.is_ok() => Response::new(Status::Ok),
+                _ => answer::outcome(result, sentence, self.wants_report),
+            };
+            self.answer(unknown.tell(name, response));
         };
-        responder.send(unknown.tell(name, response));
-    };
-    vmm.handle.send(command, Box::new(reply));
+        vmm.handle.send(command, Box::new(reply));
+    }
 }
 
 fn ping(vmm: &Vmm) -> Result<Response, CommandError> {

@@ -231,6 +231,40 @@ fn errors_are_chains_with_a_code() {
 }
 
 #[test]
+fn answers_that_are_read_at_once_are_short_unless_more_is_asked_for() {
+    let server = Server::new();
+    let ask = |header: &str, name: &str, body: &str| {
+        let mut stream = server.connect();
+        let length = body.len();
+        let request =
+            format!("PUT /api/v1/{name} HTTP/1.1\r\n{header}Content-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        // Whatever there is, until nothing more comes.
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    let unknown: String = (0..20).map(|n| format!("\"{n}{}\":0,", "x".repeat(100))).collect();
+    let restore = format!("{{{unknown}\"source_url\":\"file:///{}\"}}", "nowhere/".repeat(400));
+    let net = format!("{{\"vhost_mode\":\"{}\"}}", "x".repeat(5000));
+    for (name, body) in [("vm.restore", &restore), ("vm.add-net", &net)] {
+        let short = ask("", name, body);
+        assert!(short.len() <= 1023, "{name}: {}", short.len());
+        let text = String::from_utf8(short).unwrap();
+        let said: Vec<String> = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert!(said.len() >= 2 && said.iter().any(|one| one.ends_with("...")), "{said:?}");
+        for header in ["X-Cumulet-Report: full\r\n", "x-cumulet-report:Full\r\n"] {
+            let whole = String::from_utf8(ask(header, name, body)).unwrap();
+            let all: Vec<String> = serde_json::from_str(whole.split_once("\r\n\r\n").unwrap().1).unwrap();
+            assert!(whole.len() > 3000 && all.len() == said.len(), "{whole}");
+        }
+        assert!(ask("X-Cumulet-Report: brief\r\n", name, body).len() <= 1023);
+    }
+}
+
+#[test]
 fn the_document_has_every_endpoint_and_every_status() {
     let server = Server::new();
     let document = server.ask("GET", "openapi.json", "").json();

@@ -15,9 +15,6 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
-/// The header.
-const HEADER: &str = "X-Cumulet-Report";
-
 /// How it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
@@ -146,12 +143,12 @@ fn milliseconds(ns: u64) -> String {
 /// # Errors
 /// There is none, it cannot be read, or the file cannot be written.
 pub(super) fn tell(answer: &Answer, shape: &Shape) -> Result<(String, Value), ReportError> {
-    let text = answer.header(HEADER).ok_or(ReportError::None)?;
-    let value: Value = serde_json::from_str(text)?;
-    let report: Report = serde_json::from_str(text)?;
+    let body = answer.body().filter(|body| !body.is_empty()).ok_or(ReportError::None)?;
+    let value: Value = serde_json::from_slice(body)?;
+    let report: Report = serde_json::from_slice(body)?;
     let printed = match shape {
         Shape::Table => table::of(&report),
-        Shape::Json => format!("{text}\n"),
+        Shape::Json => format!("{}\n", String::from_utf8_lossy(body)),
         Shape::Svg(path) => {
             fs::write(path, svg::of(&report))
                 .map_err(|source| ReportError::Write { path: path.clone(), source })?;

@@ -21,8 +21,11 @@ use std::os::fd::OwnedFd;
 
 /// The header with the word for what went wrong.
 pub const ERROR_HEADER: &str = "X-Cumulet-Error";
-/// How a restore went, as JSON: phases, memory modes, and the report of its commit.
+/// In an answer, how a snapshot or a restore went, in brief, as JSON. In a request, with the value
+/// [`WHOLE_REPORT`], that the client reads answers of any length, and wants all of it.
 pub const REPORT_HEADER: &str = "X-Cumulet-Report";
+/// See [`REPORT_HEADER`].
+pub const WHOLE_REPORT: &str = "full";
 
 /// Most descriptors beside one request: as many as the kernel sends in one message.
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -51,4 +54,6 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The descriptors that came with it, in order.
     pub descriptors: Vec<OwnedFd>,
+    /// Whether the client reads answers of any length, and wants all that there is to report.
+    pub wants_report: bool,
 }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, os::fd::OwnedFd};
 use dbs_uhttp::{Headers, HttpHeaderError, Request as Line, RequestError};
 use thiserror::Error;
 
-use super::{MAX_DESCRIPTORS, Method, Request};
+use super::{MAX_DESCRIPTORS, Method, REPORT_HEADER, Request, WHOLE_REPORT};
 
 /// Longest line of a request's head, in bytes with its end.
 const MAX_LINE: usize = 1024;
@@ -67,11 +67,13 @@ enum State {
         method: Method,
         path: String,
         headers: Headers,
+        wants_report: bool,
         lines: usize,
     },
     Body {
         method: Method,
         path: String,
+        wants_report: bool,
         length: usize,
     },
 }
@@ -117,9 +119,9 @@ impl Parser {
                         return Ok(None);
                     }
                 }
-                State::Head { method, path, headers, lines } => {
+                State::Head { method, path, headers, wants_report, lines } => {
                     let Some((from, to)) = self.line(too_long)? else {
-                        self.state = State::Head { method, path, headers, lines };
+                        self.state = State::Head { method, path, headers, wants_report, lines };
                         return Ok(None);
                     };
                     if from < to {
@@ -127,7 +129,8 @@ impl Parser {
                         if lines == MAX_HEADERS {
                             return Err(ParseError::Headers);
                         }
-                        self.state = State::Head { method, path, headers, lines: lines + 1 };
+                        let wants_report = wants_report || self.asks_for_report(from, to);
+                        self.state = State::Head { method, path, headers, wants_report, lines: lines + 1 };
                         continue;
                     }
                     self.chunked = headers.chunked();
@@ -135,21 +138,22 @@ impl Parser {
                     if length > MAX_BODY {
                         return Err(ParseError::Line(RequestError::SizeLimitExceeded(MAX_BODY, length)));
                     }
-                    self.state = State::Body { method, path, length };
+                    self.state = State::Body { method, path, wants_report, length };
                     if length > 0 && headers.expect() {
                         return Ok(Some(Event::Continue));
                     }
                 }
-                State::Body { method, path, length } => {
+                State::Body { method, path, wants_report, length } => {
                     let end = self.done + length;
                     let Some(body) = self.received.get(self.done..end) else {
-                        self.state = State::Body { method, path, length };
+                        self.state = State::Body { method, path, wants_report, length };
                         return Ok(None);
                     };
                     let body = body.to_vec();
                     self.done = end;
                     let descriptors = self.descriptors_until(end);
-                    return Ok(Some(Event::Request(Request { method, path, body, descriptors })));
+                    let request = Request { method, path, body, descriptors, wants_report };
+                    return Ok(Some(Event::Request(request)));
                 }
             }
         }
@@ -188,7 +192,7 @@ impl Parser {
             }
         };
         let path = line.uri().get_abs_path().to_owned();
-        self.state = State::Head { method, path, headers: Headers::default(), lines: 0 };
+        self.state = State::Head { method, path, headers: Headers::default(), wants_report: false, lines: 0 };
         Ok(true)
     }
 
@@ -199,6 +203,15 @@ impl Parser {
             Ok(()) | Err(RequestError::HeaderError(HttpHeaderError::UnsupportedValue(..))) => Ok(headers),
             Err(error) => Err(ParseError::Line(error)),
         }
+    }
+
+    /// Whether a header line is the one that only our own clients send.
+    fn asks_for_report(&self, from: usize, to: usize) -> bool {
+        let line = self.received.get(from..to).unwrap_or_default();
+        let value = std::str::from_utf8(line).ok().and_then(|line| line.split_once(':'));
+        value.is_some_and(|(name, value)| {
+            name.eq_ignore_ascii_case(REPORT_HEADER) && value.trim().eq_ignore_ascii_case(WHOLE_REPORT)
+        })
     }
 
     /// Where the next line begins and ends, without its end. `too_long` says what is wrong with one that

@@ -99,6 +99,12 @@ impl Response {
         &self.body
     }
 
+    /// The same with another body of the same type.
+    #[must_use]
+    pub fn with_body(self, body: impl Into<Vec<u8>>) -> Self {
+        Self { body: body.into(), ..self }
+    }
+
     /// Its bytes. They leave in one write: there are clients that take what they read first for all of it.
     pub fn into_bytes(self) -> Vec<u8> {
         let Self { status, server, content_type, body, headers } = self;
