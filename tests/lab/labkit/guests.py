@@ -13,8 +13,10 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # virtio_pci, the virtio console, ext4 and fuse are built into the cloud kernel.
 NANO_MODULES = """virtio_blk virtio_net vmw_vsock_virtio_transport virtio_balloon
  virtio_mem virtio_pmem nd_pmem virtio-rng nvme e1000e virtio_iommu vfat nls_cp437
- nls_ascii nls_iso8859-1 ptp_kvm overlay button evdev""".split()
-NANO_PACKAGES = "busybox dropbear-bin".split()
+ nls_ascii nls_iso8859-1 ptp_kvm overlay button evdev pvpanic-mmio""".split()
+NANO_PACKAGES = "busybox dropbear-bin util-linux".split()
+# busybox's blkdiscard, which is in the way of the other's name, writes no zeroes.
+NANO_PROGRAMS = {"usr/sbin/dropbear": "dropbear", "usr/bin/dropbearkey": "dropbearkey", "usr/sbin/blkdiscard": "discard"}
 NANO_DIRECTORIES = ("bin", "mods", "proc", "sys", "dev", "tmp", "run", "root", "mnt", "etc/dropbear", "lib", "lib64")
 
 
@@ -35,10 +37,10 @@ def build_nano(cache, artefacts, dest):
     unpack(Debian(cache).fetch(NANO_PACKAGES), tree, dest + "/MANIFEST")
     archive = Cpio(*NANO_DIRECTORIES)
     archive.copy("bin/busybox", artefacts["busybox"] + "/busybox", 0o755)
-    for program in ("usr/sbin/dropbear", "usr/bin/dropbearkey"):
-        archive.copy("bin/" + os.path.basename(program), os.path.join(tree, program), 0o755)
-        for library in libraries(tree, program):
-            archive.copy("lib/" + os.path.basename(library), library, 0o755)
+    for program, name in NANO_PROGRAMS.items():
+        archive.copy("bin/" + name, os.path.join(tree, program), 0o755)
+    for library in sorted({library for program in NANO_PROGRAMS for library in libraries(tree, program)}):
+        archive.copy("lib/" + os.path.basename(library), library, 0o755)
     archive.copy("lib64/ld-linux-x86-64.so.2", tree + "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", 0o755)
     # Made here, because making one in an emulated guest takes longer than its boot.
     key = dest + "/hostkey"

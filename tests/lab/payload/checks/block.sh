@@ -37,6 +37,26 @@ check_block_direct() { block ",direct=on" && note "direct I/O"; }
 check_block_packed() { block ",packed=on" && ring 1; }
 check_block_split() { block ",packed=off" && ring 0; }
 check_block_queues() { CPUS=4 block ",num_queues=4,queue_size=256" && [ "$(value a BLK-QUEUES)" = 4 ]; }
+# discard ENGINE DISK-OPTIONS: what the guest gives up takes no room on the host, what it zeroes is zero, the rest is as it was.
+discard() {
+  dd if=/dev/urandom of="$W/d.raw" bs=1M count=16 2>/dev/null
+  cp "$W/d.raw" "$W/want.raw"; sync "$W/d.raw"
+  dd if=/dev/zero of="$W/want.raw" bs=1M seek=4 count=4 conv=notrunc 2>/dev/null
+  dd if=/dev/zero of="$W/want.raw" bs=1M seek=9 count=1 conv=notrunc 2>/dev/null
+  dd if=/dev/zero of="$W/want.raw" bs=512 seek=32767 count=1 conv=notrunc 2>/dev/null
+  local before; before=$(stat -c %b "$W/d.raw")
+  vm a lab.do=discard -- -v --memory size=256M --disk "path=$W/d.raw,image_type=raw,sparse=on$2"
+  up a && ends a && through "$1" || return
+  says a '^DISCARDED' && says a '^ZEROED' || { fail "$(value a DISCARD-MAX)"; return; }
+  cmp "$W/d.raw" "$W/want.raw" || { fail "the image holds other bytes"; return; }
+  [ "$(value a DISCARD-BACK)" = "$(sha256sum <"$W/want.raw")" ] || { fail "the guest reads other bytes"; return; }
+  local freed; freed=$((before - $(stat -c %b "$W/d.raw")))
+  note "$((freed / 2)) KiB less on the host"
+  [ $freed -ge 8192 ]
+}
+check_block_discard() { discard io_uring ""; }
+check_block_discard_aio() { discard aio ",_disable_io_uring=on"; }
+check_block_discard_sync() { discard sync ",_disable_io_uring=on,_disable_aio=on"; }
 check_block_readonly() {
   dd if=/dev/urandom of="$W/d.raw" bs=1M count=16 2>/dev/null
   local before; before=$(sha256sum <"$W/d.raw")

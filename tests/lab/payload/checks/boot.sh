@@ -76,3 +76,20 @@ check_powerbutton() { # the guest has to see the event
   up a && api a power-button || return
   ends a 60
 }
+check_platform() { # names, clocks and the time, as Linux sees them
+  vm a lab.do=platform -- --cpus boot=1 --memory size=256M --platform \
+    "serial_number=lab-serial-7,uuid=8a3f1c52-77d0-4e0b-9d5e-2f3a4b5c6d7e,oem_strings=[first,second]"
+  up a && ends a || return
+  note "clocks $(value a 'CLOCKS available_clocksource'), RTC off by $(value a RTC | cut -d' ' -f2) s"
+  says a '^CLOCKS available_clocksource .*kvm-clock' && says a '^CLOCKS available_clocksource .*tsc' || return
+  says a '^CLOCKS current_clocksource \(kvm-clock\|tsc\)' || return
+  says a '^RTC rtc_cmos .*[ -][0-2]\b' || { fail "RTC: $(value a RTC)"; return; }
+  says a '^DMI product_serial lab-serial-7' && says a '^DMI product_uuid 8a3f1c52-77d0-4e0b-9d5e-2f3a4b5c6d7e' &&
+    says a '^OEM .*first|second|' || { fail "$(value a 'DMI product_serial') $(value a 'DMI product_uuid') $(value a OEM)"; return; }
+}
+check_pvpanic() { # a kernel that panics says so to whoever watches the VM
+  vm a panic=0 lab.do=panic -- --memory size=256M --pvpanic --event-monitor "path=$W/events"
+  up a && within 60 grep -q '"panic"' "$W/events" || { fail "no event: $(tail -n 3 "$W/events")"; return; }
+  note "$(tr -d ' \n' <"$W/events" | grep -o '"event":"panic"[^}]*}*' | tail -n 1)"
+  kill -0 "$(pid a)"
+}
