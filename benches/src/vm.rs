@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::kernel;
+
 /// What can go wrong: the text is for whoever ran the benchmark.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -41,6 +43,8 @@ pub enum Contender {
     },
 }
 
+/// The test guest, as it is built for release.
+const TEST_GUEST: &str = "target/release/test-guest";
 /// Size of each disk.
 pub const DISK_BYTES: u64 = 16 << 20;
 
@@ -103,11 +107,31 @@ impl Vm {
         make_disks(shape, place)?;
         // Of an earlier process.
         let _ = fs::remove_file(place.join("control"));
-        let mut command = boot(contender, shape, place);
+        let mut command = boot(contender, shape, place, Path::new(TEST_GUEST));
         let started = Instant::now();
         let mut vm = Self::start(&mut command)?;
         vm.wait_for("test-guest ready")?;
         Ok((vm, started.elapsed()))
+    }
+
+    /// The time from the start of the process until a guest that only says that it has begun has said so.
+    ///
+    /// # Errors
+    /// It cannot be started, or ends.
+    pub fn first_instruction(contender: &Contender, shape: &Shape, place: &Path) -> Result<Duration> {
+        make_disks(shape, place)?;
+        let _ = fs::remove_file(place.join("control"));
+        let kernel = place.join("kernel");
+        fs::write(&kernel, kernel::first_instruction())?;
+        let mut command = boot(contender, shape, place, &kernel);
+        let started = Instant::now();
+        let mut vm = Self::start(&mut command)?;
+        let mut said = [0];
+        if let Err(error) = vm.output.read_exact(&mut said) {
+            return Err(format!("the guest has not begun: {error}").into());
+        }
+        let took = started.elapsed();
+        if said[0] == kernel::SAYS { Ok(took) } else { Err(format!("the guest says {said:?}").into()) }
     }
 
     /// Brings back the guest of a snapshot, with further keys of `--restore`, each after a comma, and the API at a
@@ -270,7 +294,7 @@ impl Saved {
                 command
             }
             Contender::Qemu { .. } => {
-                let mut command = boot(&self.contender, &self.shape, &self.place);
+                let mut command = boot(&self.contender, &self.shape, &self.place, Path::new(TEST_GUEST));
                 command.args(["-incoming", &format!("exec:cat {}", state(&self.place).display())]);
                 command
             }
@@ -329,22 +353,15 @@ fn hmp(monitor: &mut UnixStream, command: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// The command that boots a guest of that shape.
-fn boot(contender: &Contender, shape: &Shape, place: &Path) -> Command {
+/// The command that boots a kernel in a machine of that shape.
+fn boot(contender: &Contender, shape: &Shape, place: &Path, kernel: &Path) -> Command {
     let Shape { vcpus, memory_mib, nets, disks } = shape;
-    let guest = "target/release/test-guest";
     let control = place.join("control");
     match contender {
         Contender::Cumulet { .. } => {
             let mut command = Command::new("target/release/cumulet");
-            command.arg("--api-socket").arg(control).args([
-                "--kernel",
-                guest,
-                "--serial",
-                "tty",
-                "--console",
-                "off",
-            ]);
+            command.arg("--api-socket").arg(control).arg("--kernel").arg(kernel);
+            command.args(["--serial", "tty", "--console", "off"]);
             command.args(["--debug-exit", "0x501", "--cpus", &format!("boot={vcpus}")]);
             command.args(["--memory", &format!("size={memory_mib}M")]);
             for disk in 0..disks.0 {
@@ -369,7 +386,8 @@ fn boot(contender: &Contender, shape: &Shape, place: &Path) -> Command {
                 "-nodefaults",
                 "-no-reboot",
             ]);
-            command.args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501", "-kernel", guest]);
+            command.args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501"]);
+            command.arg("-kernel").arg(kernel);
             command.args(["-m", &format!("{memory_mib}M"), "-smp", &vcpus.to_string()]);
             command.args(["-monitor", &format!("unix:{},server=on,wait=off", control.display())]);
             for disk in 0..disks.0 {
