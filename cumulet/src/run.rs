@@ -5,7 +5,10 @@ use std::{error::Error, os::fd::OwnedFd};
 
 use vmm::{
     api::{Api, ApiSocket, Vmm},
-    config::{ConfigError, VmConfig, wire::IdCounter},
+    config::{
+        ConfigError, VmConfig,
+        wire::{IdCounter, has_payload},
+    },
     control::{Control, Ending, First, Restore, Settings},
     events::Events,
     machine::{Host, Machine},
@@ -63,8 +66,10 @@ pub fn run(program: Program, options: &Options) -> Result<Ending, Box<dyn Error>
 fn first(options: &Options) -> Result<Option<First>, Box<dyn Error>> {
     if let Some(said) = options.vm()? {
         // What cannot be is said before anything is opened, as clients expect of the command line.
-        let config = VmConfig::from_wire(&mut said.clone(), &mut IdCounter::default())?;
-        config.payload.ok_or(ConfigError::NoPayload)?;
+        if !has_payload(&said) {
+            return Err(ConfigError::NoPayload.into());
+        }
+        VmConfig::from_wire(&mut said.clone(), &mut IdCounter::default())?;
         return Ok(Some(First::Boot(Box::new(said))));
     }
     let Some(restore) = options.restore()? else { return Ok(None) };

@@ -265,6 +265,45 @@ fn answers_that_are_read_at_once_are_short_unless_more_is_asked_for() {
 }
 
 #[test]
+fn a_mistake_is_told_as_one_before_what_is_not_there_yet() {
+    let server = Server::new();
+    server.create(&json!({}));
+    let mistakes = [
+        ("vm.add-vsock", r#"{"cid":1,"socket":"/s"}"#, r#"{"cid":3,"socket":"/s"}"#),
+        ("vm.add-fs", r#"{"tag":"a","socket":"/s"}"#, ""),
+        ("vm.add-device", r#"{}"#, r#"{"path":"/sys/none"}"#),
+        ("vm.add-user-device", r#"{"socket":"/s","iommu":true}"#, ""),
+        (
+            "vm.add-generic-vhost-user",
+            r#"{"socket":"/s","queue_sizes":[64],"device_type":26,"iommu":true}"#,
+            "",
+        ),
+        ("vm.add-net", r#"{"num_queues":3,"vhost_user":true,"vhost_socket":"/s"}"#, ""),
+        ("vm.add-disk", r#"{"vhost_user":true}"#, ""),
+        ("vm.add-pmem", r#"{"file":"/f","pci_segment":9}"#, r#"{"file":"/f"}"#),
+        ("vm.add-vdpa", r#"{"path":"/v","pci_device_id":32}"#, r#"{"path":"/v"}"#),
+    ];
+    let check = || {
+        for (name, mistake, right) in mistakes {
+            let reply = server.ask("PUT", name, mistake);
+            assert_eq!((reply.status, reply.code()), (400, "config-invalid"), "{name}: {reply:?}");
+            if !right.is_empty() {
+                let reply = server.ask("PUT", name, right);
+                assert_eq!((reply.status, reply.code()), (500, "unsupported"), "{name}: {reply:?}");
+            }
+        }
+    };
+    check();
+    assert_eq!(server.put("vm.boot"), 204);
+    check();
+    assert_eq!(server.put("vm.delete"), 204);
+    // What is missing to boot is told before what is missing here.
+    assert_eq!(server.ask("PUT", "vm.create", r#"{"watchdog":true}"#).status, 204);
+    let reply = server.ask("PUT", "vm.boot", "");
+    assert_eq!((reply.status, reply.code()), (400, "config-invalid"), "{reply:?}");
+}
+
+#[test]
 fn the_document_has_every_endpoint_and_every_status() {
     let server = Server::new();
     let document = server.ask("GET", "openapi.json", "").json();

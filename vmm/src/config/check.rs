@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use arch::x86_64::{feature::UnknownFeature, topology::TopologyError};
 use thiserror::Error;
 
-use super::{DeviceConfig, MemoryZoneConfig, PAGE_SIZE, VmConfig};
+use super::{DeviceConfig, MemoryZoneConfig, PAGE_SIZE, PciPlace, VmConfig};
 
 /// What kind of mistake a [`ConfigError`] is: the REST API answers each with another code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,15 +219,7 @@ impl VmConfig {
 
     fn check_device(&self, device: &DeviceConfig) -> Result<(), ConfigError> {
         let bad = |what: String| Err(ConfigError::Device { id: device.id().to_owned(), what });
-        let place = device.place();
-        if place.segment >= self.pci_segments {
-            return bad(format!("pci_segment {} of {}", place.segment, self.pci_segments));
-        }
-        match place.slot {
-            Some(slot) if slot >= 32 => return bad(format!("pci_device_id {slot}: slots are 0 to 31")),
-            Some(0) if place.segment == 0 => return bad("pci_device_id 0 is the host bridge's".into()),
-            _ => {}
-        }
+        device.place().check(self.pci_segments).or_else(bad)?;
         match device {
             DeviceConfig::Block(block) => {
                 if block.num_queues == 0 || u32::from(block.num_queues) > self.cpus.boot {
@@ -266,6 +258,20 @@ impl VmConfig {
                 Ok(())
             }
             DeviceConfig::Console(_) | DeviceConfig::Rng(_) => Ok(()),
+        }
+    }
+}
+
+impl PciPlace {
+    /// Whether it is a place in a machine with so many segments; if not, why.
+    pub(super) fn check(&self, segments: u16) -> Result<(), String> {
+        if self.segment >= segments {
+            return Err(format!("pci_segment {} of {segments}", self.segment));
+        }
+        match self.slot {
+            Some(slot) if slot >= 32 => Err(format!("pci_device_id {slot}: slots are 0 to 31")),
+            Some(0) if self.segment == 0 => Err("pci_device_id 0 is the host bridge's".into()),
+            _ => Ok(()),
         }
     }
 }

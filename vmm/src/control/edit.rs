@@ -9,10 +9,7 @@ use super::{
     life::{Booted, Life, Outcome, Stored},
     tree,
 };
-use crate::{
-    config::{ConfigError, VmConfig},
-    machine::attach::Control,
-};
+use crate::machine::attach::Control;
 
 /// What cannot be done to a machine that is booted, yet.
 const HOTPLUG: CommandError = CommandError::Unavailable("hotplug: devices can be added before boot");
@@ -27,12 +24,8 @@ impl Life {
         let mut said = stored.said.clone();
         insert(&mut said, addition)?;
         // On a copy: what is assigned now would be assigned again at boot.
-        let mut checked = said.clone();
-        let config =
-            VmConfig::from_wire(&mut checked, &mut stored.ids.clone()).map_err(CommandError::Config)?;
-        if config.payload.is_none() {
-            return Err(CommandError::Config(ConfigError::NoPayload));
-        }
+        let mut copy = Stored { said: said.clone(), ids: stored.ids.clone() };
+        copy.effective()?;
         if self.booted.is_some() {
             return Err(HOTPLUG);
         }

@@ -20,7 +20,10 @@ use super::{
     tree,
 };
 use crate::{
-    config::{ConfigError, VmConfig, wire::IdCounter},
+    config::{
+        ConfigError, VmConfig,
+        wire::{IdCounter, has_payload},
+    },
     error::messages,
     events::Events,
     jobs::Jobs,
@@ -288,12 +291,12 @@ impl Life {
 
 impl Stored {
     /// What the configuration comes to. What is assigned in the course of that stays.
-    fn effective(&mut self) -> Result<VmConfig, CommandError> {
-        let config = VmConfig::from_wire(&mut self.said, &mut self.ids).map_err(CommandError::Config)?;
-        if config.payload.is_none() {
+    pub(super) fn effective(&mut self) -> Result<VmConfig, CommandError> {
+        // First: what the machinery for the rest lacks is no answer to that.
+        if !has_payload(&self.said) {
             return Err(CommandError::Config(ConfigError::NoPayload));
         }
-        Ok(config)
+        VmConfig::from_wire(&mut self.said, &mut self.ids).map_err(CommandError::Config)
     }
 }
 

@@ -2,7 +2,7 @@
 //! passed over in silence is found out in production.
 
 use api_client::wire::{
-    ConsoleMode, DiskConfig, ImageType, NetConfig, PayloadConfig, PlatformConfig, VmConfig,
+    ConsoleMode, DiskConfig, ImageType, NetConfig, NumaConfig, PayloadConfig, PlatformConfig, VmConfig,
 };
 
 use crate::config::ConfigError;
@@ -32,8 +32,9 @@ pub(super) fn refuse(said: &VmConfig) -> Result<(), ConfigError> {
     cpus(said)?;
     said.payload.as_ref().map_or(Ok(()), payload)?;
     said.platform.as_ref().map_or(Ok(()), platform)?;
-    said.disks.iter().flatten().enumerate().try_for_each(|(index, disk)| disk_image(index, disk))?;
-    said.net.iter().flatten().enumerate().try_for_each(|(index, net)| back_end(index, net))
+    said.numa.iter().flatten().try_for_each(node)?;
+    said.disks.iter().flatten().try_for_each(disk_image)?;
+    said.net.iter().flatten().try_for_each(back_end)
 }
 
 /// An empty list is none.
@@ -75,10 +76,18 @@ fn platform(said: &PlatformConfig) -> Result<(), ConfigError> {
     ])
 }
 
-fn disk_image(index: usize, said: &DiskConfig) -> Result<(), ConfigError> {
+fn node(said: &NumaConfig) -> Result<(), ConfigError> {
+    if said.device_id.is_some() {
+        let section = format!("numa: guest_numa_id {}: device_id", said.guest_numa_id);
+        return Err(ConfigError::Absent { section, what: "NUMA node of a device" });
+    }
+    Ok(())
+}
+
+fn disk_image(said: &DiskConfig) -> Result<(), ConfigError> {
     let absent = |option, what| {
-        let name = said.id.clone().unwrap_or_else(|| format!("disk {index}"));
-        Err(ConfigError::Absent { section: format!("{name}: {option}"), what })
+        let section = format!("{}: {option}", said.id.as_deref().unwrap_or_default());
+        Err(ConfigError::Absent { section, what })
     };
     if said.vhost_user {
         return absent("vhost_user", "vhost-user front end");
@@ -96,10 +105,9 @@ fn disk_image(index: usize, said: &DiskConfig) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn back_end(index: usize, said: &NetConfig) -> Result<(), ConfigError> {
+fn back_end(said: &NetConfig) -> Result<(), ConfigError> {
     if said.vhost_user {
-        let name = said.id.clone().unwrap_or_else(|| format!("net {index}"));
-        let section = format!("{name}: vhost_user");
+        let section = format!("{}: vhost_user", said.id.as_deref().unwrap_or_default());
         return Err(ConfigError::Absent { section, what: "vhost-user front end" });
     }
     Ok(())

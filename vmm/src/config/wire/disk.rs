@@ -14,7 +14,9 @@ pub(super) fn resolve(
     let id = said.id.clone().unwrap_or_default();
     let path = match (&said.path, &said.vhost_socket) {
         (Some(_), Some(_)) => return Err(wrong(&id, "path and vhost_socket exclude each other")),
-        (None, Some(_)) => return Err(wrong(&id, "vhost_socket needs vhost_user")),
+        (None, Some(_)) if !said.vhost_user => return Err(wrong(&id, "vhost_socket needs vhost_user")),
+        // What else is said of it is looked at as of any disk, before it is refused (`absent`).
+        (None, Some(socket)) => socket.into(),
         (None, None) => return Err(wrong(&id, "a disk needs a path")),
         (Some(path), None) => path.clone(),
     };

@@ -16,6 +16,7 @@ mod net;
 mod numa;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use api_client::wire;
 
@@ -32,9 +33,9 @@ impl VmConfig {
     pub fn from_wire(said: &mut wire::VmConfig, ids: &mut IdCounter) -> Result<Self, ConfigError> {
         ids::check(said)?;
         machine::spread_iommu(said);
-        absent::refuse(said)?;
         ids.assign(said);
         net::give_addresses(said);
+        validate::check(said)?;
 
         let cpus = cpus::resolve(&said.cpus)?;
         let memory = memory::resolve(&said.memory)?;
@@ -56,6 +57,8 @@ impl VmConfig {
             platform: machine::platform(&platform)?,
         };
         config.check()?;
+        // Last: a mistake is one whether or not there is machinery.
+        absent::refuse(said)?;
         Ok(config)
     }
 }
@@ -74,6 +77,13 @@ impl VmConfig {
         let console = machine::console(&said.console)?.map_or(ConsoleTarget::Off, |console| console.target);
         Ok((machine::serial(&said.serial)?, console))
     }
+}
+
+/// Whether a configuration names something to boot.
+pub fn has_payload(said: &wire::VmConfig) -> bool {
+    said.payload.as_ref().is_some_and(|payload| {
+        payload.kernel.is_some() || payload.firmware.is_some() || payload.igvm.is_some()
+    })
 }
 
 /// The PCI devices, in the order of their slots.
@@ -115,7 +125,7 @@ fn payload(said: &wire::PayloadConfig) -> Result<Option<Payload>, ConfigError> {
     }
 }
 
-fn place(device: &impl wire::PciDevice) -> PciPlace {
+fn place(device: &(impl wire::PciDevice + ?Sized)) -> PciPlace {
     PciPlace { segment: device.pci_segment(), slot: device.pci_device_id() }
 }
 

@@ -34,7 +34,7 @@ fn random_address() -> wire::MacAddress {
 
 pub(super) fn resolve(said: &wire::NetConfig) -> Result<NetConfig, ConfigError> {
     let id = said.id.clone().unwrap_or_default();
-    if said.vhost_socket.is_some() {
+    if said.vhost_socket.is_some() && !said.vhost_user {
         return Err(wrong(&id, "vhost_socket needs vhost_user"));
     }
     if let Some(tap) = &said.tap

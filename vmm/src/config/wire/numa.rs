@@ -30,19 +30,16 @@ pub(super) fn resolve(said: &[wire::NumaConfig]) -> Result<Vec<NumaNode>, Config
         let given = distances.get(&(from, to)).or_else(|| distances.get(&(to, from)));
         given.copied().unwrap_or(if from == to { NumaNode::LOCAL } else { NumaNode::REMOTE })
     };
-    let nodes = said.iter().map(|node| {
-        if node.device_id.is_some() {
-            let section = format!("numa: guest_numa_id {}: device_id", node.guest_numa_id);
-            return Err(ConfigError::Absent { section, what: "NUMA node of a device" });
-        }
+    // A node that consists of a device has nothing of what the others share out.
+    let nodes = said.iter().filter(|node| node.device_id.is_none()).map(|node| {
         let from = node.guest_numa_id;
-        Ok(NumaNode {
+        NumaNode {
             id: from,
             cpus: node.cpus.clone().unwrap_or_default(),
             memory_zones: node.memory_zones.clone().unwrap_or_default(),
             pci_segments: node.pci_segments.clone().unwrap_or_default(),
             distances: said.iter().map(|to| (to.guest_numa_id, distance(from, to.guest_numa_id))).collect(),
-        })
+        }
     });
-    nodes.collect()
+    Ok(nodes.collect())
 }
