@@ -2,10 +2,13 @@
 //! booted is refused in one line that says why.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::mpsc::channel,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -320,6 +323,59 @@ fn the_terminal_is_given_back() {
     assert_eq!(read("code").trim(), "8");
     assert_eq!(read("before"), read("after"));
     assert!(read("after").contains(" echo "), "{}", read("after"));
+}
+
+/// Reads so late the first few times that more has come than there is room for.
+struct SlowReader(File, u32);
+
+impl Read for SlowReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.1 > 0 {
+            self.1 -= 1;
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.0.read(buffer)
+    }
+}
+
+#[test]
+fn a_service_without_input_gives_all_its_output_to_a_slow_reader() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let (output, theirs) = rustix::pipe::pipe().unwrap();
+    // The smallest pipe: one page, which is full as soon as there is a byte.
+    rustix::pipe::fcntl_setpipe_size(&theirs, 4096).unwrap();
+    let orders = "mem;".repeat(50) + "nonce";
+    let mut vm = Command::new(cumulet::path())
+        .arg("--kernel")
+        .arg(guest::path())
+        .args(["--serial", "tty", "--console", "off", "--cmdline", &orders])
+        .stdin(Stdio::null())
+        .stdout(theirs)
+        .spawn()
+        .unwrap();
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        let mut output = BufReader::new(SlowReader(File::from(output), 8));
+        let mut line = String::new();
+        while output.read_line(&mut line).is_ok_and(|length| length > 0) {
+            if sender.send(std::mem::take(&mut line)).is_err() {
+                break;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    while let Ok(line) = lines.recv_timeout(Duration::from_secs(60)) {
+        seen.push(line);
+        if seen.len() == 52 {
+            break;
+        }
+    }
+    vm.kill().unwrap();
+    vm.wait().unwrap();
+    let last = seen.last().map_or("", String::as_str);
+    assert!(seen.len() == 52 && last.starts_with("ok 0x"), "{} lines, the last is {last:?}", seen.len());
 }
 
 #[test]

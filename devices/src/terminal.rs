@@ -26,7 +26,8 @@ use std::{
 
 use parking_lot::Mutex;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
+    io::Errno,
     termios::tcgetwinsize,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -107,7 +108,8 @@ impl Terminal {
         Self::new(End::File(output))
     }
 
-    /// Standard output, or whatever is in its place, and standard input if that is to be read.
+    /// Standard output, or whatever is in its place, and standard input if that is to be read. Input that nobody can
+    /// wait for (a regular file, `/dev/null`) has ended from the start.
     ///
     /// # Errors
     /// What they are cannot be found out.
@@ -120,10 +122,10 @@ impl Terminal {
         } else {
             None
         };
-        // A regular file cannot be waited for, and is no console's input.
         let input = match input {
-            Some(input) if input.metadata()?.is_file() => None,
-            other => other,
+            Some(input) if can_be_waited_for(input.as_fd())? => Some(input),
+            // A file, or /dev/null: no console's input. Whoever polls would be refused it.
+            _ => None,
         };
         Self::new(End::Standard { input, output, chunk })
     }
@@ -386,6 +388,16 @@ fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
     file.write_all(bytes).map(|()| bytes.len())
 }
 
+/// Whether epoll takes the descriptor: it takes no file, directory or device whose driver has no way to poll it.
+fn can_be_waited_for(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let asked = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    match epoll::add(&asked, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN) {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn is_writable(fd: BorrowedFd<'_>) -> bool {
     is_ready(fd, PollFlags::OUT)
 }
@@ -472,10 +484,16 @@ mod tests {
         drop(write);
         assert_eq!(terminal.read(&mut buffer), 0);
         assert!(terminal.watch().input.is_none(), "an end is not polled for ever");
-        // A file in the place of standard input is not read.
-        let file = tempfile::tempfile().unwrap();
-        let terminal = Terminal::standard(tempfile::tempfile().unwrap(), Some(file)).unwrap();
-        assert_eq!(terminal.watch(), Watch::default());
+    }
+
+    #[test]
+    fn input_that_cannot_be_waited_for_is_no_input() {
+        let open = |path: &str| File::open(path).unwrap();
+        for input in [tempfile::tempfile().unwrap(), open("/dev/null"), open("/dev/zero"), open("/")] {
+            let terminal = Terminal::standard(tempfile::tempfile().unwrap(), Some(input)).unwrap();
+            assert_eq!(terminal.watch(), Watch::default());
+            assert_eq!(terminal.read(&mut [0; 8]), 0);
+        }
     }
 
     #[test]

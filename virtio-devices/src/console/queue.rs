@@ -206,15 +206,18 @@ impl Polled {
         for (fd, _) in self.0.iter().filter(|(fd, _)| wanted.iter().all(|(other, _)| other != fd)) {
             poller.remove(fd);
         }
-        for (fd, events) in &wanted {
-            match self.0.iter().find(|(other, _)| other == fd) {
-                Some((_, already)) if already == events => {}
-                Some(_) => poller.modify(fd, TERMINAL, *events)?,
-                None => poller.add_for(fd, TERMINAL, *events)?,
-            }
+        self.0.retain(|(fd, _)| wanted.iter().any(|(other, _)| other == fd));
+        // One that is refused keeps none of the others from being waited for, and is tried again.
+        let mut refused = Ok(());
+        for (fd, events) in wanted {
+            let done = match self.0.iter_mut().find(|(other, _)| *other == fd) {
+                Some((_, already)) if *already == events => Ok(()),
+                Some((_, already)) => poller.modify(&fd, TERMINAL, events).map(|()| *already = events),
+                None => poller.add_for(&fd, TERMINAL, events).map(|()| self.0.push((fd, events))),
+            };
+            refused = refused.and(done);
         }
-        self.0 = wanted;
-        Ok(())
+        refused
     }
 
     /// Descriptors were closed: their numbers may mean others now.
