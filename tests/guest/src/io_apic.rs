@@ -8,6 +8,9 @@ use crate::memory::Memory;
 pub const VECTOR_SERIAL: u8 = 0x30;
 const SERIAL_PIN: u64 = 4;
 
+/// Where the byte with the mask of a redirection entry is written: byte 2 of the window.
+pub const MASK_BYTE: u64 = WINDOW + 2;
+
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
 const VERSION: u64 = 0x01;

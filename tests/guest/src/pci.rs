@@ -21,6 +21,7 @@ const SECONDARY_BUS: u16 = 0x19;
 const CAPABILITIES: u16 = 0x34;
 const STATUS: u16 = 0x06;
 const STATUS_CAPABILITIES: u64 = 1 << 4;
+pub const CAPABILITY_MSIX: u64 = 0x11;
 
 /// Segment, bus, device and function, as `test_guest::orders::bdf` packs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,33 @@ pub struct Bar {
     pub index: u8,
     pub kind: BarKind,
     pub address: u64,
+}
+
+/// A BAR that was moved, with what lies in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    pub old: u64,
+    pub new: u64,
+    pub size: u64,
+}
+
+impl Moved {
+    /// Where what was at `address` is now.
+    pub fn to(self, address: u64) -> u64 {
+        match address.checked_sub(self.old) {
+            Some(offset) if offset < self.size => self.new + offset,
+            _ => address,
+        }
+    }
+}
+
+/// The registers of a function that decide where and how it can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    command: u64,
+    bars: [u64; 6],
+    /// Message control of MSI-X, and where it is.
+    msix: Option<(u16, u64)>,
 }
 
 /// Access to configuration space.
@@ -101,17 +129,26 @@ impl Pci {
     }
 
     /// Writes a register. `offset` is a multiple of the width, which is 4 at most.
-    #[expect(clippy::cast_possible_truncation, reason = "the value is cut to the width of the register")]
     pub fn write(&self, bdf: Bdf, offset: u16, width: Width, value: u64) {
         if let Some(address) = self.ecam_address(bdf, offset) {
             cpu::write(address, width, value);
-        } else if let Some(port) = select(bdf, offset) {
-            match width {
-                Width::Byte => cpu::out8(port, value as u8),
-                Width::Word => cpu::out16(port, value as u16),
-                Width::Long | Width::Quad => cpu::out32(port, value as u32),
-            }
+        } else {
+            self.write_by_ports(bdf, offset, width, value);
         }
+    }
+
+    /// Writes a register through the ports, whether or not there is a window. Returns whether they reach it.
+    #[expect(clippy::cast_possible_truncation, reason = "the value is cut to the width of the register")]
+    pub fn write_by_ports(&self, bdf: Bdf, offset: u16, width: Width, value: u64) -> bool {
+        let Some(port) = select(bdf, offset) else {
+            return false;
+        };
+        match width {
+            Width::Byte => cpu::out8(port, value as u8),
+            Width::Word => cpu::out16(port, value as u16),
+            Width::Long | Width::Quad => cpu::out32(port, value as u32),
+        }
+        true
     }
 
     /// Calls `visit` for each function: bus by bus, buses behind bridges as the bridges are found.
@@ -241,6 +278,32 @@ impl Pci {
         }
     }
 
+    /// Returns the settings of a function, to be put back later.
+    pub fn settings(&self, bdf: Bdf) -> Settings {
+        let mut bars = [0; 6];
+        for (index, bar) in (0..).zip(&mut bars) {
+            *bar = self.read(bdf, bar_offset(index), Width::Long);
+        }
+        let msix = self.capabilities(bdf, CAPABILITY_MSIX).next().map(|at| at + 2);
+        Settings {
+            command: self.read(bdf, COMMAND, Width::Word),
+            bars,
+            msix: msix.map(|control| (control, self.read(bdf, control, Width::Word))),
+        }
+    }
+
+    /// Puts the settings of a function back, with decoding off meanwhile.
+    pub fn put_back(&self, bdf: Bdf, settings: &Settings) {
+        self.write(bdf, COMMAND, Width::Word, 0);
+        for (index, bar) in (0..).zip(settings.bars) {
+            self.write(bdf, bar_offset(index), Width::Long, bar);
+        }
+        if let Some((control, value)) = settings.msix {
+            self.write(bdf, control, Width::Word, value);
+        }
+        self.write(bdf, COMMAND, Width::Word, settings.command);
+    }
+
     /// Moves a BAR with memory decoding off meanwhile.
     pub fn move_bar(&self, bdf: Bdf, bar: &Bar, address: u64) {
         let command = self.read(bdf, COMMAND, Width::Word);
@@ -297,7 +360,8 @@ impl Pci {
         self.read(bdf, HEADER_TYPE, Width::Byte) & 0x7f == 1
     }
 
-    fn ecam_address(&self, bdf: Bdf, offset: u16) -> Option<u64> {
+    /// Returns where a register is in memory, if it is in a window.
+    pub fn ecam_address(&self, bdf: Bdf, offset: u16) -> Option<u64> {
         let bus = bdf.0 >> 8 & 0xff;
         self.windows[..self.window_count]
             .iter()

@@ -6,7 +6,8 @@ use core::fmt;
 
 use crate::cpu::{in8, out8};
 
-const COM1: u16 = 0x3f8;
+/// Its first port.
+pub const COM1: u16 = 0x3f8;
 const DATA: u16 = COM1;
 const INTERRUPT_ENABLE: u16 = COM1 + 1;
 const FIFO_CONTROL: u16 = COM1 + 2;

@@ -10,7 +10,7 @@ use super::reply::{OrderError, say};
 use crate::acpi::EcamWindow;
 use crate::cpu::{self, Width};
 use crate::interrupts;
-use crate::pci::{Bar, BarKind, Bdf};
+use crate::pci::{Bar, BarKind, Bdf, Moved};
 
 /// How long the machine may take to power off: a second or two.
 const POWER_OFF_TSC: u64 = 4_000_000_000;
@@ -67,7 +67,7 @@ impl Program {
         Ok(())
     }
 
-    /// `pci-move BDF BAR ADDR`: moves a BAR with memory decoding off, as an operating system does.
+    /// `pci-move BDF BAR ADDR`: moves a BAR with memory decoding off, as an operating system does. The driver follows.
     pub(super) fn pci_move(&mut self, words: &mut Words<'_>) -> Result<(), OrderError> {
         let bdf = self.function(words)?;
         let index: u8 = words.narrow("BAR")?;
@@ -83,6 +83,7 @@ impl Program {
         }
         self.memory.reach(address, size)?;
         self.pci.move_bar(bdf, &bar, address);
+        self.virtio.follow(bdf, Moved { old: bar.address, new: address, size });
         Ok(())
     }
 

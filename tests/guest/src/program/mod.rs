@@ -7,6 +7,7 @@
 
 mod background;
 mod block_orders;
+mod junk;
 mod machine;
 mod memory_orders;
 mod net_orders;
@@ -258,6 +259,9 @@ impl Program {
             "pci-move" => self.pci_move(words)?,
             "pci-ecam" => self.pci_ecam(words)?,
             "pci-assign" => self.pci_assign(words)?,
+            "junk" => self.junk(words)?,
+            "junk-ports" => self.junk_ports(words)?,
+            "junk-memory" => self.junk_memory(words)?,
             "interrupts" => self.interrupts(words)?,
             "spin" => self.spin(words)?,
             "ioexit" => self.ioexit(words)?,

@@ -201,7 +201,7 @@ impl Program {
     }
 
     /// Ends what runs by itself on a device.
-    fn release(&mut self, bdf: Bdf) {
+    pub(super) fn release(&mut self, bdf: Bdf) {
         self.server.take_if(|server| server.bdf() == bdf);
         self.stress.take_if(|stress| stress.bdf() == bdf);
     }

@@ -14,7 +14,7 @@ use self::transport::{STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATU
 use crate::cell::table;
 use crate::cpu::{Width, write};
 use crate::memory::{Memory, MemoryError};
-use crate::pci::{Bdf, Pci};
+use crate::pci::{Bdf, Moved, Pci};
 
 const MAX_DEVICES: usize = 48;
 const MAX_QUEUES: usize = 640;
@@ -23,8 +23,8 @@ const MAX_QUEUES: usize = 640;
 const SIZE_MAX: u16 = 256;
 
 /// The vectors of MSI-X messages, given out in turn.
-const FIRST_VECTOR: u8 = 0x42;
-const VECTORS: u8 = 0x80 - FIRST_VECTOR;
+pub const FIRST_VECTOR: u8 = 0x42;
+pub const VECTORS: u8 = 0x80 - FIRST_VECTOR;
 
 // Device types (virtio 1.3, section 5).
 pub const KIND_NET: u16 = 1;
@@ -37,7 +37,7 @@ const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
 const ACCESS_PLATFORM: u64 = 1 << 33;
-const RING_PACKED: u64 = 1 << 34;
+pub const RING_PACKED: u64 = 1 << 34;
 const NOTIFICATION_DATA: u64 = 1 << 38;
 
 // Of network devices (section 5.1.3): a MAC address, a status, a control queue, several queue pairs.
@@ -221,6 +221,21 @@ impl Virtio {
         let number = self.number(bdf).ok_or(DeviceError::NotInUse)?;
         let device = self.devices[number].as_mut().ok_or(DeviceError::NotInUse)?;
         Ok(device.buffers.grow(memory, len_bytes)?)
+    }
+
+    /// Follows a BAR of a device that was moved: everything of the device's that lay in it.
+    pub fn follow(&mut self, bdf: Bdf, moved: Moved) {
+        let Some(number) = self.number(bdf) else {
+            return;
+        };
+        if let Some(device) = &mut self.devices[number] {
+            device.transport.follow(moved);
+        }
+        for (device, queue) in self.queues.iter_mut().flatten() {
+            if *device == number {
+                queue.follow(moved);
+            }
+        }
     }
 
     fn number(&self, bdf: Bdf) -> Option<usize> {

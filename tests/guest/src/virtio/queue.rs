@@ -10,6 +10,7 @@ use test_guest::ring::{self, DESCRIPTOR_BYTES};
 use super::packed::Packed;
 use super::split::Split;
 use crate::cpu::{self, Width, write};
+use crate::pci::Moved;
 use crate::{apic, interrupts, smp};
 
 pub const FLAG_NEXT: u64 = 1;
@@ -106,6 +107,11 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Follows the BAR that has the notification address.
+    pub fn follow(&mut self, moved: Moved) {
+        self.notify_address = moved.to(self.notify_address);
+    }
+
     /// Makes an empty queue in zeroed memory of `setup.len_bytes()`.
     pub fn new(index: u16, address: u64, setup: &Setup, notify_address: u64, vector: Option<u8>) -> Self {
         let ring = if setup.packed { ring::packed(setup.size) } else { ring::split(setup.size) };

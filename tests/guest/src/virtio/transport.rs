@@ -3,11 +3,10 @@
 use crate::apic;
 use crate::cpu::{Width, read, read_word, write};
 use crate::memory::{Memory, MemoryError};
-use crate::pci::{self, Bdf, Pci};
+use crate::pci::{self, Bdf, CAPABILITY_MSIX, Moved, Pci};
 
 const VENDOR: u64 = 0x1af4;
 const CAPABILITY_VENDOR: u64 = 0x09;
-const CAPABILITY_MSIX: u64 = 0x11;
 const MSIX_ENABLE: u64 = 1 << 15;
 const MSIX_MASK_ALL: u64 = 1 << 14;
 pub const NO_VECTOR: u16 = 0xffff;
@@ -32,6 +31,16 @@ const QUEUE_MSIX_VECTOR: u64 = 26;
 const QUEUE_ENABLE: u64 = 28;
 const QUEUE_NOTIFY_OFF: u64 = 30;
 const QUEUE_DESC: u64 = 32;
+
+/// Most ranges of registers that a function has: four of virtio's, two of MSI-X's.
+const SPANS: usize = 6;
+
+/// A range of registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Span {
+    pub address: u64,
+    pub len_bytes: u64,
+}
 
 /// Where the registers of one function are.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +128,56 @@ impl Transport {
             pci.write(bdf, pci::COMMAND, Width::Word, command | wanted);
         }
         Ok(Some(found))
+    }
+
+    /// The ranges of its registers; those that it lacks have no bytes.
+    pub fn spans(&self, pci: &Pci) -> [Span; SPANS] {
+        let mut spans = [Span::default(); SPANS];
+        let (virtio, msix) = spans.split_at_mut(4);
+        let structures = pci.capabilities(self.bdf, CAPABILITY_VENDOR).filter(|at| {
+            let kind = pci.read(self.bdf, at + 3, Width::Byte);
+            (1..=4).contains(&kind)
+        });
+        for (span, capability) in virtio.iter_mut().zip(structures) {
+            let register = |offset| pci.read(self.bdf, capability + offset, Width::Long);
+            if let Some(bar) = bar_address(pci, self.bdf, register(4) & 0xff) {
+                *span = Span { address: bar + register(8), len_bytes: register(12) };
+            }
+        }
+        if self.msix_capability != 0 {
+            let pending = pci.read(self.bdf, self.msix_capability + 8, Width::Long);
+            let entries = u64::from(self.msix_entries);
+            msix[0] = Span { address: self.msix_table, len_bytes: 16 * entries };
+            if let Some(bar) = bar_address(pci, self.bdf, pending & 7) {
+                msix[1] = Span { address: bar + (pending & !7), len_bytes: 8 * entries.div_ceil(64) };
+            }
+        }
+        spans
+    }
+
+    pub fn status_address(&self) -> u64 {
+        self.common + DEVICE_STATUS
+    }
+
+    /// Which byte of a queue's address lies at `at`, if one does.
+    pub fn queue_address_byte(&self, at: u64) -> Option<u64> {
+        let areas = self.common + QUEUE_DESC..self.common + QUEUE_DESC + 24;
+        areas.contains(&at).then(|| (at - areas.start) % 8)
+    }
+
+    /// Which byte of an MSI-X entry lies at `at`, if one does.
+    pub fn message_byte(&self, at: u64) -> Option<u64> {
+        let table = self.msix_table..self.msix_table + 16 * u64::from(self.msix_entries);
+        table.contains(&at).then(|| (at - table.start) % 16)
+    }
+
+    /// Follows a BAR that was moved.
+    pub fn follow(&mut self, moved: Moved) {
+        for address in
+            [&mut self.common, &mut self.notify, &mut self.isr, &mut self.device, &mut self.msix_table]
+        {
+            *address = moved.to(*address);
+        }
     }
 
     /// Writes 0 to the status and waits until the device has reset itself (section 4.1.4.3.2).
