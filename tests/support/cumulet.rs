@@ -112,16 +112,19 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Boots the test guest with `orders` on its command line, and `arguments` added to the options.
+    /// Boots the test guest with `orders` on its command line, and `arguments` added to the options. It has no console
+    /// but that of `arguments`.
     ///
     /// # Panics
     ///
     /// If the program cannot be started.
     pub fn boot<A: AsRef<OsStr>>(orders: &str, arguments: &[A]) -> Self {
+        let has_console = arguments.iter().any(|argument| argument.as_ref() == "--console");
         let mut child = Command::new(path())
             .arg("--kernel")
             .arg(guest::path())
-            .args(["--serial", "tty", "--console", "off", "--debug-exit", "0x501"])
+            .args(["--serial", "tty", "--debug-exit", "0x501"])
+            .args(if has_console { &[][..] } else { &["--console", "off"] })
             .arg("--cmdline")
             .arg(orders)
             .args(arguments)

@@ -84,12 +84,12 @@ pub struct Ready {
 }
 
 impl Console {
-    /// Takes both directions of the port.
+    /// Takes both directions of the port. What the guest says need not be text.
     pub fn new(output: impl Read + Send + 'static, input: impl Write + Send + 'static) -> Self {
         let (sender, lines) = channel();
         thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                     break;
                 }
             }
