@@ -153,22 +153,92 @@ fn the_report_tells_one_commit() {
 }
 
 #[test]
-fn junk_in_configuration_space_is_survived() {
+fn the_keyboard_controller_resets() {
     if !cumulet::kvm_is_usable() {
         return;
     }
     let mut vm = Vm::boot("", &["--memory", "size=64M"]);
-    vm.console.ready();
-    for width in [1, 2, 4] {
-        let ones = u32::MAX >> (32 - 8 * width);
-        for register in (0u32..0x100).step_by(width) {
-            vm.console.ok(&format!("out 0xcf8 4 {:#x}", 0x8000_0000u32 | (register & 0xfc)));
-            vm.console.ok(&format!("out {:#x} {width} {ones:#x}", 0xcfc + (register & 3)));
-        }
+    let first = vm.console.ready().nonce;
+    // Any other command, and the data port, do nothing.
+    vm.console.ok("out 0x64 1 0xfd");
+    vm.console.ok("out 0x60 1 0xfe");
+    assert_eq!(guest::number(&vm.console.ok("nonce")), first);
+    vm.console.send("out 0x64 1 0xfe");
+    assert_ne!(vm.console.ready().nonce, first);
+    vm.console.send("exit 7");
+    assert_eq!(vm.exit_code(), 7);
+}
+
+#[test]
+fn a_device_of_the_second_segment_works() {
+    if !cumulet::kvm_is_usable() {
+        return;
     }
-    vm.console.ok("ping");
-    vm.console.send("exit 9");
-    assert_eq!(vm.exit_code(), 9);
+    let images = [(); 2].map(|()| tempfile::NamedTempFile::new().unwrap());
+    let [first, second] = images.each_ref().map(|image| {
+        image.as_file().set_len(1 << 20).unwrap();
+        format!("path={},image_type=raw", image.path().to_str().unwrap())
+    });
+    let second = format!("{second},pci_segment=1");
+    let mut vm =
+        Vm::boot("", &["--platform", "num_pci_segments=2", "--disk", first.as_str(), second.as_str()]);
+    vm.console.ready();
+    let functions = vm.console.ok("pci");
+    let disks: Vec<&str> = functions
+        .split('[')
+        .filter_map(|function| function.split_once(" 1af4:1042 ").map(|(address, _)| address))
+        .collect();
+    assert!(matches!(disks[..], [_, "0001:00:01.0"]), "{functions}");
+    assert!(functions.contains("[0001:00:00.0 8086:0d57 060000]"), "{functions}");
+    vm.console.ok(&format!("fill {FREE:#x} 4096 11"));
+    for disk in disks {
+        vm.console.ok(&format!("vinit {disk}"));
+    }
+    let checked = vm.console.ok("vcheck");
+    assert!(checked.starts_with("asked=2 answered=2 vectors=2 signalled=2 "), "{checked}");
+    assert!(vm.console.ok(&format!("vblk-write 0001:00:01.0 0 16 8 {FREE:#x}")).starts_with("status=0 "));
+    vm.console.send("exit 2");
+    assert_eq!(vm.exit_code(), 2);
+    let written = images.map(|image| fs::read(image.path()).unwrap());
+    assert!(written[0].iter().all(|byte| *byte == 0), "the other disk is untouched");
+    assert_eq!(written[1][8192..8200], pattern::word(11, 0).to_le_bytes());
+}
+
+#[test]
+fn a_bar_moves_with_its_doorbells() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let disk = format!("path={},image_type=raw,num_queues=4", image.path().to_str().unwrap());
+    let mut vm = Vm::boot("", &["--cpus", "boot=4", "--disk", &disk]);
+    vm.console.ready();
+    let functions = vm.console.ok("pci");
+    let address = |functions: &str| {
+        let (_, disk) = functions.split_once(" 1af4:1042 ").expect("there is a disk");
+        let (_, bar) = disk.split_once("bar0=mem64,").expect("it has a BAR");
+        guest::number(bar.split_once(']').unwrap().0)
+    };
+    let bdf = functions.split('[').find_map(|function| function.split_once(" 1af4:1042 ")).unwrap().0;
+    vm.console.ok(&format!("vinit {bdf}"));
+    let works = |vm: &mut Vm| {
+        let checked = vm.console.ok("vcheck");
+        assert!(checked.starts_with("asked=4 answered=4 vectors=4 signalled=4 "), "{checked}");
+    };
+    works(&mut vm);
+    let first = address(&functions);
+    for new in [first + (1 << 30), first + (1 << 30) + (1 << 20), first] {
+        let old = address(&vm.console.ok("pci"));
+        vm.console.ok(&format!("pci-move {bdf} 0 {new:#x}"));
+        assert_eq!(address(&vm.console.ok("pci")), new);
+        works(&mut vm);
+        // The number of queues in the common configuration, and nobody where it was.
+        assert_eq!(guest::number(&vm.console.ok(&format!("peek {:#x} 2", new + 0x12))), 4);
+        assert_eq!(guest::number(&vm.console.ok(&format!("peek {:#x} 2", old + 0x12))), 0xffff);
+    }
+    vm.console.send("exit 3");
+    assert_eq!(vm.exit_code(), 3);
 }
 
 /// Runs the program with options that cannot be, and returns the one line that it says.
