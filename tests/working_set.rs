@@ -163,6 +163,50 @@ fn what_was_recorded_is_read_ahead_and_is_what_was_saved() {
 }
 
 #[test]
+fn what_was_recorded_of_a_chain_is_read_ahead_from_all_of_it() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let mut saved = saved();
+    // On top: every second MiB of what the guest will touch first is another.
+    let mut monitor = saved.monitor();
+    monitor.restore(&saved.snapshot, &json!({}));
+    let mut console = saved.console();
+    let changed = (12..24).step_by(2).map(|mib| FREE + (mib << 20));
+    for at in changed.clone() {
+        console.ok(&format!("fill {at:#x} 1M 5"));
+    }
+    let sum = format!("sum {:#x} 12M", FREE + (12 << 20));
+    let first = console.ok(&sum);
+    let target = saved.place().join("on-top");
+    fs::create_dir(&target).expect("it can be made");
+    monitor.put("vm.pause", &Value::Null).expect("it can be paused");
+    let request =
+        json!({ "destination_url": monitor::url(&target), "parent": monitor::url(&saved.snapshot) });
+    monitor.put("vm.snapshot", &request).expect("it can be saved");
+    drop(console);
+    monitor.quit();
+    let base = std::mem::replace(&mut saved.snapshot, target);
+
+    saved.record("Cow");
+    assert!(!base.join(FILE).exists(), "the record is of the snapshot that was restored");
+    for mode in ["Cow", "OnDemand"] {
+        let mut monitor = saved.monitor();
+        let report = monitor.restore(&saved.snapshot, &json!({ "memory_restore_mode": mode }));
+        assert_eq!(report["fill"]["working_set_ignored"], Value::Null, "{report}");
+        let before = report["fill"]["read_ahead"][0]["before_bytes"].as_u64().expect("a number");
+        assert!((12 << 20..20 << 20).contains(&before), "{report}");
+        let mut console = saved.console();
+        assert_eq!(console.ok(&sum), first, "{mode}");
+        for at in changed.clone() {
+            assert_eq!(console.ok(&format!("verify {at:#x} 1M 5")), "same", "{mode}");
+        }
+        assert_eq!(console.ok(&format!("verify {FREE:#x} 12M 7")), "same", "{mode}");
+        monitor.quit();
+    }
+}
+
+#[test]
 fn a_record_that_cannot_be_used_or_written_is_no_hindrance() {
     if !cumulet::kvm_is_usable() {
         return;
