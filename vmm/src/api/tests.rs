@@ -314,14 +314,25 @@ fn the_document_has_every_endpoint_and_every_status() {
         let operation = &paths[&format!("/{}", endpoint.name)][method];
         assert!(operation.is_object(), "{} has no {method}", endpoint.name);
         assert_eq!(operation["requestBody"].is_object(), endpoint.takes_body(), "{}", endpoint.name);
-        let known = |status: u16| operation["responses"].get(status.to_string()).is_some();
+        let response = |status: u16| {
+            let response = &operation["responses"][status.to_string()];
+            let place = response["$ref"].as_str().and_then(|place| place.strip_prefix('#'));
+            place.map_or(Some(response), |place| document.pointer(place)).filter(|known| known.is_object())
+        };
+        let known = |status: u16| response(status).is_some();
         let body = body(endpoint.name);
         let body = if endpoint.name == "vm.create" { "{}" } else { body };
         // Without a VM and with one; nonsense; the wrong method.
         for body in [body, "[", ""] {
             if endpoint.name != "vmm.shutdown" {
-                let status = server.ask(&method.to_uppercase(), endpoint.name, body).status;
-                assert!(known(status), "{}: {status}", endpoint.name);
+                let reply = server.ask(&method.to_uppercase(), endpoint.name, body);
+                let known = response(reply.status);
+                assert!(known.is_some(), "{}: {}", endpoint.name, reply.status);
+                let names = reply.head.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name);
+                for name in names.filter(|name| name.starts_with("X-Cumulet-")) {
+                    let named = known.is_some_and(|known| known["headers"][name].is_object());
+                    assert!(named, "{}: {} with {name}", endpoint.name, reply.status);
+                }
             }
         }
         assert!(known(400), "{}", endpoint.name);
