@@ -3,4 +3,5 @@
 mod clients;
 mod hostile;
 mod life;
+mod metrics;
 mod remote;

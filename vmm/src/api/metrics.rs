@@ -23,9 +23,10 @@ pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
         text.sample("cumulet_vm_state", &[("state", name)], u64::from(state == Some(of)));
     }
     if let Ok(info) = vmm.board.info() {
-        text.family("cumulet_memory_bytes", "gauge", "Memory of the guest.");
+        text.family("cumulet_memory_bytes", "gauge", "Memory that the guest is configured with.");
         text.sample("cumulet_memory_bytes", &[], info.memory_actual_size);
     }
+    resident(&mut text);
     exits(vmm, &mut text);
     commits(vmm, &mut text);
     devices(vmm, &mut text);
@@ -33,6 +34,32 @@ pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
     restore(vmm, &mut text);
     jobs(vmm, &mut text);
     Ok(Response::with_type(TEXT, text.0))
+}
+
+/// What of this process is in memory, which is mostly the guest's. The kernel keeps these sums: nothing is locked and
+/// nothing is walked through to read them.
+fn resident(text: &mut Text) {
+    let status = match std::fs::read_to_string("/proc/self/status") {
+        Ok(status) => status,
+        Err(error) => return log::warn!("metrics: resident memory is not told: /proc/self/status: {error}"),
+    };
+    text.family(
+        "cumulet_resident_bytes",
+        "gauge",
+        "Resident memory of this process with its guest, by kind.",
+    );
+    for (kind, name) in [("anonymous", "RssAnon"), ("file", "RssFile"), ("shared", "RssShmem")] {
+        if let Some(kib) = status_kib(&status, name) {
+            text.sample("cumulet_resident_bytes", &[("kind", kind)], kib.saturating_mul(1024));
+        }
+    }
+}
+
+/// A size out of `/proc/PID/status`, in KiB (proc_pid_status(5)).
+fn status_kib(status: &str, name: &str) -> Option<u64> {
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(known, _)| *known == name)?;
+    value.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 fn exits(vmm: &Vmm, text: &mut Text) {
@@ -185,6 +212,18 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resident_memory_is_read_as_the_kernel_writes_it() {
+        let status =
+            "Name:\tRssAnon: 1 kB\nVmRSS:\t    5124 kB\nRssAnon:\t    1000 kB\nRssFile:\t     ? kB\n";
+        assert_eq!(status_kib(status, "RssAnon"), Some(1000));
+        assert_eq!(status_kib(status, "RssFile"), None);
+        assert_eq!(status_kib(status, "RssShmem"), None);
+        let mut text = Text::default();
+        resident(&mut text);
+        assert_eq!(text.0.matches("cumulet_resident_bytes{kind=").count(), 3, "{}", text.0);
+    }
 
     #[test]
     fn labels_are_quoted() {
