@@ -22,4 +22,4 @@ pub mod wire;
 /// The document that describes the API, in OpenAPI 3.1: served by every VMM, and true to it.
 pub const OPENAPI: &str = include_str!("../openapi.json");
 
-pub use self::client::{Answer, Client, ClientError, Method, Refusal};
+pub use self::client::{Answer, Client, ClientError, Method, Refusal, Restored};

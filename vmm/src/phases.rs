@@ -2,10 +2,8 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
-
 /// One step of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
     /// What was done.
     pub name: &'static str,

@@ -47,7 +47,7 @@ macro_rules! adding {
             /// # Errors
             /// The connection fails, or the server refuses.
             pub fn $name(&mut self, device: &$body) -> Result<Option<wire::PciDeviceInfo>, ClientError> {
-                added(&self.put($endpoint, device, &[])?)
+                told(&self.put($endpoint, device, &[])?)
             })*
         }
     };
@@ -85,8 +85,6 @@ doing_with! {
     resize_zone(wire::VmResizeZone): "vm.resize-zone";
     /// Removes a device.
     remove_device(wire::VmRemoveDevice): "vm.remove-device";
-    /// Takes a snapshot of the paused VM.
-    snapshot(wire::VmSnapshotConfig): "vm.snapshot";
     /// Dumps the guest's memory.
     coredump(wire::VmCoredumpData): "vm.coredump";
     /// Begins to move the VM to another host.
@@ -164,7 +162,7 @@ impl Client {
         let descriptors: Vec<BorrowedFd<'_>> = net.descriptors.0.iter().map(|fd| fd.as_fd()).collect();
         // Their numbers mean nothing to anybody else.
         let said = wire::NetConfig { fds: None, ..net.clone() };
-        added(&self.put("vm.add-net", &said, &descriptors)?)
+        told(&self.put("vm.add-net", &said, &descriptors)?)
     }
 
     /// Adds a device of the host, with its opened character device if it is given so. Tells where it is if
@@ -178,11 +176,22 @@ impl Client {
         opened: Option<BorrowedFd<'_>>,
     ) -> Result<Option<wire::PciDeviceInfo>, ClientError> {
         let said = wire::DeviceConfig { fd: None, ..device.clone() };
-        added(&self.put("vm.add-device", &said, opened.as_slice())?)
+        told(&self.put("vm.add-device", &said, opened.as_slice())?)
     }
 
-    /// Restores a VM. The descriptors are those of `net_fds`, in its order, then one for each of `vfio_fds`
-    /// and the iommufd.
+    /// Takes a snapshot of the paused VM. Returns how that went, if the server tells.
+    ///
+    /// # Errors
+    /// The connection fails, or the server refuses.
+    pub fn snapshot(
+        &mut self,
+        said: &wire::VmSnapshotConfig,
+    ) -> Result<Option<Box<wire::SaveReport>>, ClientError> {
+        told(&self.put("vm.snapshot", said, &[])?)
+    }
+
+    /// Restores a VM, or tries whether it could be. The descriptors are those of `net_fds`, in its order, then
+    /// one for each of `vfio_fds` and the iommufd.
     ///
     /// # Errors
     /// The connection fails, or the server refuses.
@@ -190,8 +199,12 @@ impl Client {
         &mut self,
         said: &wire::RestoreConfig,
         descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(), ClientError> {
-        self.put("vm.restore", said, descriptors).map(|_| ())
+    ) -> Result<Restored, ClientError> {
+        let answer = self.put("vm.restore", said, descriptors)?;
+        match said.dry_run {
+            true => answer.json().map(Restored::Tried),
+            false => told(&answer).map(Restored::Done),
+        }
     }
 
     /// Waits for a VM that moves here. The descriptors are one for each of `vfio_fds` and the iommufd.
@@ -221,9 +234,77 @@ impl Client {
     }
 }
 
-fn added(answer: &Answer) -> Result<Option<wire::PciDeviceInfo>, ClientError> {
+/// What a restore is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// The VM is there; and how that went, if the server tells.
+    Done(Option<Box<wire::RestoreReport>>),
+    /// It was only tried, as `dry_run` says: what it would do.
+    Tried(Box<wire::RestoreRehearsal>),
+}
+
+/// A report, if there is one.
+fn told<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, ClientError> {
     match answer.body() {
         Some(body) if !body.is_empty() => answer.json().map(Some),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    /// Asks a server that answers so; returns what was sent, too.
+    fn asked<T>(answer: &str, ask: impl FnOnce(&mut Client) -> T) -> (T, String) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(answer.as_bytes()).unwrap();
+        let said = ask(&mut Client::over(ours));
+        let mut sent = String::new();
+        theirs.read_to_string(&mut sent).unwrap();
+        (said, sent)
+    }
+
+    fn with_body(body: &str) -> String {
+        format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    const SAVED: &str =
+        r#"{"directory":"/s","root":7,"memory_bytes":8,"tracking":false,"phases":[],"total_ns":9,"new":1}"#;
+    const TRIED: &str = r#"{"directory":"/s","memory":[],"memory_bytes":1,"verified":"off","edited":[],
+        "overridden":[],"vcpus":2,"devices":["_disk0"]}"#;
+
+    #[test]
+    fn a_snapshot_comes_with_its_report_if_the_server_tells() {
+        let said = wire::VmSnapshotConfig::to("file:///s");
+        let (report, sent) = asked(&with_body(SAVED), |client| client.snapshot(&said));
+        assert_eq!(report.unwrap().map(|report| report.root), Some(7));
+        assert!(sent.contains("\r\nX-Cumulet-Report: full\r\n"), "{sent}");
+        let (report, _) = asked("HTTP/1.1 204 \r\n\r\n", |client| client.snapshot(&said));
+        assert_eq!(report.unwrap(), None);
+        let (report, _) = asked(&with_body("[]"), |client| client.snapshot(&said));
+        assert!(matches!(report, Err(ClientError::Body(_))));
+    }
+
+    #[test]
+    fn a_restore_that_is_tried_says_what_it_would_do() {
+        let tried = wire::RestoreConfig { dry_run: true, ..wire::RestoreConfig::default() };
+        let (answer, _) = asked(&with_body(TRIED), |client| client.restore(&tried, &[]));
+        let Restored::Tried(rehearsal) = answer.unwrap() else { panic!("it was only tried") };
+        assert_eq!((rehearsal.vcpus, rehearsal.devices), (2, vec!["_disk0".to_owned()]));
+        let done = wire::RestoreConfig::default();
+        let (answer, _) = asked("HTTP/1.1 204 \r\n\r\n", |client| client.restore(&done, &[]));
+        assert_eq!(answer.unwrap(), Restored::Done(None));
+        // What would be done is no report of what was.
+        let (answer, _) = asked(&with_body(TRIED), |client| client.restore(&done, &[]));
+        assert!(matches!(answer, Err(ClientError::Body(_))));
+        // One that does not know of trying has restored it.
+        let (answer, _) = asked("HTTP/1.1 204 \r\n\r\n", |client| client.restore(&tried, &[]));
+        assert!(matches!(answer, Err(ClientError::Body(_))));
     }
 }

@@ -15,8 +15,8 @@ use std::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use thiserror::Error;
 
-pub use self::answer::Answer;
 use self::answer::Reader;
+pub use self::{answer::Answer, calls::Restored};
 
 /// Most descriptors that one request can have: as many as the kernel sends in one message.
 const MAX_DESCRIPTORS: usize = 253;

@@ -8,7 +8,8 @@
 //! * What is absent is left out of the output; the limits of a rate limiter print it as `null`.
 //! * Names of choices are capitalized, and case matters. Sizes are bytes.
 //!
-//! No type uses serde's `flatten`: an unknown key can then still be told by whoever wants to know.
+//! No type of a request uses serde's `flatten`: an unknown key can then still be told by whoever wants to
+//! know.
 
 mod action;
 mod console;
@@ -25,6 +26,7 @@ mod payload;
 mod pci;
 mod platform;
 mod rate_limit;
+mod report;
 mod vm;
 
 #[cfg(test)]
@@ -56,6 +58,11 @@ pub use self::{
     pci::{PciDevice, PciSegmentConfig},
     platform::{LandlockConfig, PlatformConfig},
     rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucket},
+    report::{
+        ChangesWay, CommitOperations, CommitReport, CommitTotals, FillReport, OperationCount, ReportPhase,
+        RestoreRehearsal, RestoreReport, SaveDifference, SaveReport, ZoneChanges, ZoneFill, ZoneMemoryMode,
+        ZoneReport,
+    },
     vm::VmConfig,
 };
 

@@ -78,6 +78,74 @@ fn everything_that_the_document_refers_to_is_there() {
     walk(&document, &document);
 }
 
+#[test]
+fn reports_are_described_and_come_back_as_they_were() {
+    let phases = json!([{ "name": "commit", "start_ns": 1, "ns": 2 }]);
+    let fill = json!({
+        "background_fill": "all", "bytes_per_second": 5, "working_set_ignored": "why", "record_working_set_ms": 6,
+        "read_ahead": [{ "zone": "mem0", "before_bytes": 7, "background_bytes": 8 }],
+    });
+    let memory = json!([{ "zone": "mem0", "mode": "cow", "why": "is shared", "copied_bytes": 9 }]);
+    let mut commit = json!({
+        "sequence": 1, "label": "restore", "routing_entries": 2, "dispatch_entries": 3, "doorbells_late": 4,
+        "staging_ns": 5, "diff_ns": 6, "hook_ns": 7, "total_ns": 8,
+    });
+    let mut totals = json!({ "commits": 1, "failed": 2, "routing_entries": 3, "total_ns": 4 });
+    let kinds = [
+        "slots_removed",
+        "slots_added",
+        "slot_flags",
+        "irqfds_removed",
+        "doorbells_removed",
+        "routing_writes",
+        "irqfds_added",
+        "doorbells_added",
+        "published",
+        "listeners",
+    ];
+    for (count, kind) in kinds.into_iter().enumerate() {
+        commit[kind] = json!({ "count": count, "ns": 1 });
+        totals[kind] = json!({ "count": count, "ns": 1 });
+    }
+    let restored = json!({
+        "directory": "/s", "memory": memory, "memory_bytes": 1, "verified": "state", "lazily_checked": true,
+        "fill": fill, "new_generation": true, "edited": ["a"], "overridden": ["b"], "phases": phases,
+        "total_ns": 2, "running": true, "commit": commit, "totals": totals,
+    });
+    let tried = json!({
+        "directory": "/s", "memory": memory, "memory_bytes": 1, "verified": "full", "fill": fill,
+        "edited": ["a"], "overridden": ["b"], "vcpus": 2, "devices": ["_disk0"],
+    });
+    let saved = json!({
+        "directory": "/s", "root": 1, "memory_bytes": 2, "tracking": true, "phases": phases, "total_ns": 3,
+        "difference": {
+            "parent": "/p", "parent_root": 4, "changed_bytes": 5, "ways": [{ "zone": "mem0", "way": "tracked" }],
+        },
+    });
+    fn comes_back<T: Serialize + DeserializeOwned>(name: &str, whole: &Value) -> T {
+        let document: Value = serde_json::from_str(crate::OPENAPI).unwrap();
+        let schema = json!({ "$ref": format!("#/components/schemas/{name}") });
+        check_described(&document, &schema, whole, name);
+        let members = document["components"]["schemas"][name]["properties"].as_object().unwrap();
+        assert!(members.keys().eq(whole.as_object().unwrap().keys()), "{members:?}");
+        let read: T = serde_json::from_value(whole.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), *whole);
+        read
+    }
+    let report: RestoreReport = comes_back("RestoreReport", &restored);
+    // 0 to 7; publishing and telling listeners are no calls.
+    assert_eq!(report.commit.operations.kernel_calls(), 28);
+    comes_back::<RestoreRehearsal>("RestoreRehearsal", &tried);
+    comes_back::<SaveReport>("SaveReport", &saved);
+    // What an older server does not tell.
+    let mut older = restored;
+    for name in ["lazily_checked", "fill"] {
+        older.as_object_mut().unwrap().remove(name);
+    }
+    let report: RestoreReport = serde_json::from_value(older).unwrap();
+    assert_eq!((report.lazily_checked, report.fill), (false, FillReport::default()));
+}
+
 /// A configuration with every member, none of them as it would be without being given.
 const EVERYTHING: &str = r#"{
     "cpus": { "boot_vcpus": 2, "max_vcpus": 4, "kvm_hyperv": true, "max_phys_bits": 39, "nested": false,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use api_client::wire;
 use serde::Serialize;
 
 use super::http::{ERROR_HEADER, REPORT_HEADER, Response, Status};
 use crate::{
     control::{Answer, CommandError, FailureClass},
     error::messages,
-    memory::content::MemoryMode,
     snapshot::{RestoreReport, SaveReport},
 };
 
@@ -56,11 +56,11 @@ pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str, want
     match result {
         Ok(Answer::Done) => Response::new(Status::NoContent),
         Ok(Answer::Added(info)) => json(&info),
-        Ok(Answer::Saved(report)) if wants_report => json(&report),
+        Ok(Answer::Saved(report)) if wants_report => json(&wire::SaveReport::from(*report)),
         Ok(Answer::Saved(report)) => brief(&BriefSave::of(&report)),
-        Ok(Answer::Restored(report)) if wants_report => json(&report),
+        Ok(Answer::Restored(report)) if wants_report => json(&wire::RestoreReport::from(*report)),
         Ok(Answer::Restored(report)) => brief(&BriefRestore::of(&report)),
-        Ok(Answer::Rehearsed(rehearsal)) => json(&rehearsal),
+        Ok(Answer::Rehearsed(rehearsal)) => json(&wire::RestoreRehearsal::from(*rehearsal)),
         Err(error) => failure(&error, sentence),
     }
 }
@@ -92,7 +92,7 @@ impl BriefSave {
 #[derive(Debug, Serialize)]
 struct BriefRestore {
     /// How many zones came back in each of the modes.
-    memory: BTreeMap<MemoryMode, usize>,
+    memory: BTreeMap<wire::ZoneMemoryMode, usize>,
     memory_bytes: u64,
     total_ns: u64,
     running: bool,
@@ -102,7 +102,7 @@ impl BriefRestore {
     fn of(report: &RestoreReport) -> Self {
         let mut memory = BTreeMap::new();
         for zone in &report.memory {
-            *memory.entry(zone.mode).or_default() += 1;
+            *memory.entry(zone.mode.into()).or_default() += 1;
         }
         let RestoreReport { memory_bytes, total_ns, running, .. } = *report;
         Self { memory, memory_bytes, total_ns, running }
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_is_told_in_brief_is_brief_whatever_is_told() {
-        use MemoryMode::{Copy, Cow, Kept, OnDemand};
+        use wire::ZoneMemoryMode::{Copy, Cow, Kept, OnDemand};
         let memory = [Copy, Cow, OnDemand, Kept].into_iter().map(|mode| (mode, usize::MAX)).collect();
         let most = BriefRestore { memory, memory_bytes: u64::MAX, total_ns: u64::MAX, running: false };
         let length = brief(&most).into_bytes().len();

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use vm_migration::snapshot::{SavedMemory, Snapshot, WorkingSet};
 
 use super::{Request, RestoreError};
@@ -26,12 +25,10 @@ pub(super) struct Filling {
 }
 
 /// What is said of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FillReport {
-    /// What is brought in: `none`, `workingset` or `all`.
-    pub background_fill: &'static str,
-    /// Bytes a second at most, with `all`.
-    pub bytes_per_second: Option<u64>,
+    /// What is brought in.
+    pub fill: Fill,
     /// What is read ahead of each zone; only those of which anything is.
     pub read_ahead: Vec<ZoneFill>,
     /// Why the recorded working set is not used, where one was expected or is there.
@@ -41,7 +38,7 @@ pub struct FillReport {
 }
 
 /// What is read ahead of a zone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneFill {
     /// The zone.
     pub zone: String,
@@ -71,42 +68,46 @@ impl Filling {
         let recording = request.record.map(|window| Recording { window, directory: directory.clone(), root });
         let default = if recording.is_some() || request.prefault { Fill::None } else { Fill::WorkingSet };
         let mut fill = request.fill.unwrap_or(default);
-        let mut report = FillReport::default();
+        let mut working_set_ignored = None;
         let mut ahead = ReadAhead::default();
         if fill == Fill::WorkingSet && is_lazy {
             match WorkingSet::read(directory, root, saved.table()) {
                 Ok(Some(set)) => ahead = ReadAhead::new(&set, zones, plan, saved),
                 Ok(None) => {
-                    report.working_set_ignored = request.fill.map(|_| "none was recorded".to_owned());
+                    working_set_ignored = request.fill.map(|_| "none was recorded".to_owned());
                 }
                 Err(error) => {
                     let why = crate::error::chain(&error);
                     log::warn!("nothing is read ahead: {why}");
-                    report.working_set_ignored = Some(why);
+                    working_set_ignored = Some(why);
                 }
             }
         }
         if !is_lazy || (fill == Fill::WorkingSet && ahead.zones.is_empty()) {
             fill = Fill::None;
         }
-        report.say(fill, &ahead, request.record);
+        let report = FillReport::new(fill, &ahead, working_set_ignored, request.record);
         Ok(Self { fill, ahead, recording, report })
     }
 }
 
 impl FillReport {
-    fn say(&mut self, fill: Fill, ahead: &ReadAhead, record: Option<Duration>) {
-        (self.background_fill, self.bytes_per_second) = match fill {
-            Fill::None => ("none", None),
-            Fill::WorkingSet => ("workingset", None),
-            Fill::All { rate } => ("all", Some(rate.get())),
-        };
+    fn new(
+        fill: Fill,
+        ahead: &ReadAhead,
+        working_set_ignored: Option<String>,
+        record: Option<Duration>,
+    ) -> Self {
         let zones = ahead.zones.iter().map(|zone| ZoneFill {
             zone: zone.zone.clone(),
             before_bytes: zone.placed_bytes(),
             background_bytes: zone.background_bytes(),
         });
-        self.read_ahead = zones.collect();
-        self.record_working_set_ms = record.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        Self {
+            fill,
+            read_ahead: zones.collect(),
+            working_set_ignored,
+            record_working_set_ms: record.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        }
     }
 }

@@ -18,6 +18,7 @@ mod restore;
 mod save;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::path::PathBuf;
 

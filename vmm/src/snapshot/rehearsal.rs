@@ -1,8 +1,6 @@
 //! A restore that is only tried: everything is read and checked that can be without building a machine, and
 //! nothing is made, changed or kept.
 
-use serde::Serialize;
-
 use super::{FillReport, RestoreError, Verify, filling::Filling, restore::Checked};
 use crate::{
     config::{MemoryZoneConfig, VmConfig},
@@ -14,7 +12,7 @@ use crate::{
 };
 
 /// What a restore would do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rehearsal {
     /// Where from.
     pub directory: std::path::PathBuf,

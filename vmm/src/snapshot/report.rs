@@ -2,17 +2,15 @@
 
 use std::{fmt, path::PathBuf};
 
-use address_manager::{CommitReport, CommitTotals};
-use serde::Serialize;
-
 use super::{FillReport, Verify, ZoneFill};
 use crate::{
-    memory::{changes::ZoneWay, content::ZoneMode},
+    memory::{background::Fill, changes::ZoneWay, content::ZoneMode},
     phases::Phase,
 };
+use address_manager::{CommitReport, CommitTotals};
 
 /// What a snapshot came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveReport {
     /// Where it is.
     pub directory: PathBuf,
@@ -21,7 +19,6 @@ pub struct SaveReport {
     /// Bytes of guest memory that were stored.
     pub memory_bytes: u64,
     /// What it was held against, if it is a snapshot of differences.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub difference: Option<Difference>,
     /// Whether writes to memory are tracked from now on.
     pub tracking: bool,
@@ -32,7 +29,7 @@ pub struct SaveReport {
 }
 
 /// What a snapshot of differences was held against.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The snapshot that it builds on.
     pub parent: PathBuf,
@@ -45,7 +42,7 @@ pub struct Difference {
 }
 
 /// What a restore came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreReport {
     /// Where from.
     pub directory: PathBuf,
@@ -120,7 +117,7 @@ impl fmt::Display for FillReport {
             write!(f, "  read ahead of memory zone {zone}: {before_bytes} bytes")?;
             writeln!(f, ", {background_bytes} bytes in the background")?;
         }
-        if let Some(rate) = self.bytes_per_second {
+        if let Fill::All { rate } = self.fill {
             writeln!(f, "  filled in the background: {rate} bytes a second at most")?;
         }
         if let Some(why) = &self.working_set_ignored {

@@ -5,7 +5,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
 use hypervisor::{HypervisorError, Vm, x86_64::CpuidEntry};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use thiserror::Error;
 use vm_migration::snapshot::{ChunkError, MANIFEST, SavedMemory, Snapshot, SnapshotError};
@@ -26,8 +26,7 @@ use crate::{
 };
 
 /// What of a snapshot is checked against its checksums before the guest runs. The manifest always is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
     /// Nothing else.
     Off,

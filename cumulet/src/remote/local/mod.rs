@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api_client::wire::RestoreOverride;
+use api_client::wire::{self, RestoreOverride};
 use clap::ArgMatches;
 use hypervisor::HypervisorKind;
 use serde_json::{Value, json};
@@ -187,7 +187,7 @@ fn can_restore(directory: &Path, arguments: &ArgMatches) -> Result<(String, Valu
             text += &format!("  {what}: {}\n", list.join(", "));
         }
     }
-    Ok((text, json!(rehearsal)))
+    Ok((text, json!(wire::RestoreRehearsal::from(rehearsal))))
 }
 
 /// A list of overrides in a file, or on standard input.

@@ -9,9 +9,7 @@ mod tests;
 
 use std::{fs, io, path::PathBuf, str::FromStr};
 
-use address_manager::{CommitReport, CommitTotals};
-use api_client::Answer;
-use serde::Deserialize;
+use api_client::{Answer, wire::RestoreReport};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -59,78 +57,24 @@ pub enum ReportError {
     },
 }
 
-/// A restore, as its server reports it.
-#[derive(Debug, Deserialize)]
-struct Report {
-    directory: PathBuf,
-    memory: Vec<ZoneMode>,
-    memory_bytes: u64,
-    verified: String,
-    #[serde(default)]
-    lazily_checked: bool,
-    #[serde(default)]
-    fill: Fill,
-    new_generation: bool,
-    edited: Vec<String>,
-    overridden: Vec<String>,
-    phases: Vec<Phase>,
-    total_ns: u64,
-    running: bool,
-    commit: CommitReport,
-    totals: CommitTotals,
+/// One line that says what it is of.
+fn title(report: &RestoreReport) -> String {
+    let state = if report.running { "running" } else { "paused" };
+    format!("restored {}, {state} in {} ms", report.directory.display(), milliseconds(report.total_ns))
 }
 
-#[derive(Debug, Deserialize)]
-struct ZoneMode {
-    zone: String,
-    mode: String,
-    why: Option<String>,
+/// What the wiring took: of all commits together, as the title is of all of the restore.
+fn wiring(report: &RestoreReport) -> String {
+    let (commits, calls) = (report.totals.commits, report.totals.operations.kernel_calls());
+    let commits = if commits == 1 { "1 commit".to_owned() } else { format!("{commits} commits") };
+    let calls = if calls == 1 { "1 kernel call".to_owned() } else { format!("{calls} kernel calls") };
+    format!("{commits}, {calls}, {} ms", milliseconds(report.totals.total_ns))
 }
 
-/// What was brought in beside what the guest touches.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Fill {
-    bytes_per_second: Option<u64>,
-    read_ahead: Vec<ZoneFill>,
-    working_set_ignored: Option<String>,
-    record_working_set_ms: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ZoneFill {
-    zone: String,
-    before_bytes: u64,
-    background_bytes: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Phase {
-    name: String,
-    start_ns: u64,
-    ns: u64,
-}
-
-impl Report {
-    /// One line that says what it is of.
-    fn title(&self) -> String {
-        let state = if self.running { "running" } else { "paused" };
-        format!("restored {}, {state} in {} ms", self.directory.display(), milliseconds(self.total_ns))
-    }
-
-    /// What the wiring took: of all commits together, as the title is of all of the restore.
-    fn wiring(&self) -> String {
-        let (commits, calls) = (self.totals.commits, self.totals.operations.kernel_calls());
-        let commits = if commits == 1 { "1 commit".to_owned() } else { format!("{commits} commits") };
-        let calls = if calls == 1 { "1 kernel call".to_owned() } else { format!("{calls} kernel calls") };
-        format!("{commits}, {calls}, {} ms", milliseconds(self.totals.total_ns))
-    }
-
-    /// The operations that were made, with their number and their time in nanoseconds.
-    fn operations(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
-        let kinds = self.totals.operations.kinds().into_iter();
-        kinds.filter(|(_, kind)| kind.count > 0).map(|(name, kind)| (name, kind.count, kind.ns))
-    }
+/// The operations that were made, with their number and their time in nanoseconds.
+fn operations(report: &RestoreReport) -> impl Iterator<Item = (&'static str, u64, u64)> {
+    let kinds = report.totals.operations.kinds().into_iter();
+    kinds.filter(|(_, kind)| kind.count > 0).map(|(name, kind)| (name, kind.count, kind.ns))
 }
 
 /// Nanoseconds as milliseconds, to a thousandth, as everything else of ours tells them.
@@ -145,7 +89,7 @@ fn milliseconds(ns: u64) -> String {
 pub(super) fn tell(answer: &Answer, shape: &Shape) -> Result<(String, Value), ReportError> {
     let body = answer.body().filter(|body| !body.is_empty()).ok_or(ReportError::None)?;
     let value: Value = serde_json::from_slice(body)?;
-    let report: Report = serde_json::from_slice(body)?;
+    let report: RestoreReport = serde_json::from_slice(body)?;
     let printed = match shape {
         Shape::Table => table::of(&report),
         Shape::Json => format!("{}\n", String::from_utf8_lossy(body)),

@@ -3,7 +3,9 @@
 
 use std::fmt::Write;
 
-use super::{Phase, Report, ZoneMode, milliseconds};
+use api_client::wire::{ReportPhase, RestoreReport, ZoneReport};
+
+use super::{milliseconds, operations, title, wiring};
 
 /// The picture, and where in it the axis begins and ends.
 const WIDTH: f64 = 960.0;
@@ -26,7 +28,7 @@ const STYLE: &str = "\
     .grid { stroke: #3d444d } .end { stroke: #f85149 }\n\
     }\n";
 
-pub(super) fn of(report: &Report) -> String {
+pub(super) fn of(report: &RestoreReport) -> String {
     let mut picture = Picture { text: String::new(), y: TOP };
     let ends = report.phases.iter().map(|phase| phase.start_ns.saturating_add(phase.ns));
     let axis = Axis::over(ends.chain([report.total_ns]).max().unwrap_or(0));
@@ -36,22 +38,22 @@ pub(super) fn of(report: &Report) -> String {
         picture.bar(&axis, phase);
     }
     picture.y += LINE * 1.6;
-    picture.heading(&format!("wiring: {}", report.wiring()));
-    for (name, count, ns) in report.operations() {
+    picture.heading(&format!("wiring: {}", wiring(report)));
+    for (name, count, ns) in operations(report) {
         picture.row(name, &format!("{count}"), &format!("{} ms", milliseconds(ns)));
     }
     picture.row("doorbells for later", &report.commit.doorbells_late.to_string(), "");
     picture.y += LINE * 0.6;
     picture.heading("memory");
-    for ZoneMode { zone, mode, why } in &report.memory {
-        picture.row(zone, mode, &why.as_ref().map_or_else(String::new, |why| format!("it {why}")));
+    for ZoneReport { zone, mode, why, .. } in &report.memory {
+        picture.row(zone, mode.name(), &why.as_ref().map_or_else(String::new, |why| format!("it {why}")));
     }
     let height = picture.y;
     let mut whole = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
          height=\"{height}\" role=\"img\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n\
          <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n",
-        title = escaped(&report.title()),
+        title = escaped(&title(report)),
     );
     whole += &picture.text;
     whole += "</svg>\n";
@@ -120,10 +122,10 @@ impl Picture {
     }
 
     /// Title, marks of the axis, and where the restore was over.
-    fn grid(&mut self, axis: &Axis, rows: usize, report: &Report) {
+    fn grid(&mut self, axis: &Axis, rows: usize, report: &RestoreReport) {
         let top = self.y;
         self.y = 30.0;
-        self.text(16.0, "title", "start", &report.title());
+        self.text(16.0, "title", "start", &title(report));
         self.y = 64.0;
         #[expect(clippy::cast_precision_loss, reason = "a number of lines")]
         let bottom = top + rows as f64 * LINE;
@@ -142,8 +144,8 @@ impl Picture {
         self.y = top;
     }
 
-    fn bar(&mut self, axis: &Axis, phase: &Phase) {
-        let Phase { name, start_ns, ns } = phase;
+    fn bar(&mut self, axis: &Axis, phase: &ReportPhase) {
+        let ReportPhase { name, start_ns, ns } = phase;
         let (from, to) = (axis.x(*start_ns), axis.x(start_ns.saturating_add(*ns)));
         let (y, width) = (self.y + 5.0, (to - from).max(1.0));
         self.put(format_args!(

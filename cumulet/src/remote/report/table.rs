@@ -2,21 +2,23 @@
 
 use std::fmt::Write;
 
-use super::{Phase, Report, ZoneFill, ZoneMode, milliseconds};
+use api_client::wire::{ReportPhase, RestoreReport, RestoreVerify, ZoneFill, ZoneReport};
 
-pub(super) fn of(report: &Report) -> String {
-    let mut text = format!("{}\n\n", report.title());
+use super::{milliseconds, operations, title};
+
+pub(super) fn of(report: &RestoreReport) -> String {
+    let mut text = format!("{}\n\n", title(report));
     // A string takes whatever is written to it.
     let mut line = |arguments: std::fmt::Arguments<'_>| {
         let _ = writeln!(text, "{arguments}");
     };
     line(format_args!("  {:<24} {:>12} {:>12}", "phase", "from, ms", "for, ms"));
-    for Phase { name, start_ns, ns } in &report.phases {
+    for ReportPhase { name, start_ns, ns } in &report.phases {
         line(format_args!("  {name:<24} {:>12} {:>12}", milliseconds(*start_ns), milliseconds(*ns)));
     }
     line(format_args!(""));
     line(format_args!("  {:<24} {:>12} {:>12}", "wiring", "number", "for, ms"));
-    for (name, count, ns) in report.operations() {
+    for (name, count, ns) in operations(report) {
         line(format_args!("  {name:<24} {count:>12} {:>12}", milliseconds(ns)));
     }
     let totals = &report.totals;
@@ -25,15 +27,18 @@ pub(super) fn of(report: &Report) -> String {
     line(format_args!("  {:<24} {:>12} {:>12}", "commits", totals.commits, milliseconds(totals.total_ns)));
     line(format_args!("  {:<24} {:>12}", "doorbells for later", report.commit.doorbells_late));
     line(format_args!(""));
-    for ZoneMode { zone, mode, why } in &report.memory {
+    for ZoneReport { zone, mode, why, .. } in &report.memory {
+        let mode = mode.name();
         let why = why.as_ref().map_or_else(String::new, |why| format!(" (it {why})"));
         line(format_args!("  memory zone {zone}: {mode}{why}"));
     }
     let lazily = if report.lazily_checked { ", and memory as it comes in" } else { "" };
-    line(format_args!(
-        "  memory read first: {} bytes; checked: {}{lazily}",
-        report.memory_bytes, report.verified
-    ));
+    let checked = match report.verified {
+        RestoreVerify::Off => "off",
+        RestoreVerify::State => "state",
+        RestoreVerify::Full => "full",
+    };
+    line(format_args!("  memory read first: {} bytes; checked: {checked}{lazily}", report.memory_bytes));
     let fill = &report.fill;
     for ZoneFill { zone, before_bytes, background_bytes } in &fill.read_ahead {
         line(format_args!(

@@ -1,10 +1,14 @@
-//! A report in each shape. The one that is read here is written by the server's own type.
+//! A report in each shape. The one that is read here is what the server makes of its own.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU64, path::PathBuf};
 
+use api_client::wire::{self, ReportPhase};
 use serde_json::json;
 use vmm::{
-    memory::content::{MemoryMode, ZoneMode},
+    memory::{
+        background::Fill,
+        content::{MemoryMode, ZoneMode},
+    },
     phases::Phase,
     snapshot::{FillReport, RestoreReport, Verify},
 };
@@ -34,8 +38,7 @@ fn said() -> RestoreReport {
         verified: Verify::State,
         lazily_checked: true,
         fill: FillReport {
-            background_fill: "workingset",
-            bytes_per_second: Some(1 << 20),
+            fill: Fill::All { rate: NonZeroU64::new(1 << 20).unwrap() },
             read_ahead: vec![vmm::snapshot::ZoneFill {
                 zone: "mem0".into(),
                 before_bytes: 8192,
@@ -62,9 +65,9 @@ fn said() -> RestoreReport {
     }
 }
 
-fn read() -> Report {
+fn read() -> wire::RestoreReport {
     // Whatever a newer server may add.
-    let mut value = serde_json::to_value(said()).unwrap();
+    let mut value = serde_json::to_value(wire::RestoreReport::from(said())).unwrap();
     value["colour"] = json!("red");
     serde_json::from_value(value).unwrap()
 }
@@ -102,7 +105,7 @@ fn the_table_says_what_the_server_prints() {
         assert!(printed.contains(&line), "{line:?} is not in\n{printed}");
         assert!(table.contains(&format!("  {name:<24} {from:>12} {time:>12}\n")), "{table}");
     }
-    assert!(printed.starts_with(&read().title()) && printed.contains("2 kernel calls"), "{printed}");
+    assert!(printed.starts_with(&title(&read())) && printed.contains("2 kernel calls"), "{printed}");
 }
 
 #[test]
@@ -126,7 +129,7 @@ fn times_that_cannot_be_make_a_picture_too() {
     for (start_ns, ns, total_ns) in [(0, 0, 0), (u64::MAX, u64::MAX, u64::MAX), (5, 0, u64::MAX / 2)] {
         let mut report = read();
         report.total_ns = total_ns;
-        report.phases = vec![super::Phase { name: "a\u{0}]]>\u{ffff}".into(), start_ns, ns }];
+        report.phases = vec![ReportPhase { name: "a\u{0}]]>\u{ffff}".into(), start_ns, ns }];
         let picture = svg::of(&report);
         assert!(picture.ends_with("</svg>\n") && picture.len() < 20_000, "{picture}");
         assert!(picture.contains("a\u{fffd}]]&gt;\u{fffd}"), "{picture}");

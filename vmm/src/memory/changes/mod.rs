@@ -12,7 +12,6 @@ mod track;
 
 use std::{collections::BTreeMap, fmt, ops::Range};
 
-use serde::Serialize;
 use vm_memory::MmapRegion;
 use vm_migration::snapshot::{PAGE_SIZE, PageRuns, SavedMemory};
 
@@ -24,8 +23,7 @@ use super::{
 };
 
 /// How it was found out what changed in a zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Writes were tracked since the other snapshot.
     Tracked,
@@ -49,7 +47,7 @@ impl fmt::Display for Way {
 }
 
 /// How it was found out for one zone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneWay {
     /// The zone.
     pub zone: String,

@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
 use vm_migration::snapshot::{MemoryTable, SavedMemory};
 
 use super::ContentError;
 use crate::{config::MemoryZoneConfig, memory::overlays::Overlays};
 
 /// A way for memory to come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MemoryMode {
     /// All of it is read before the guest runs.
     Copy,
@@ -42,7 +40,7 @@ impl fmt::Display for MemoryMode {
 }
 
 /// The way of one zone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneMode {
     /// The zone.
     pub zone: String,
@@ -52,13 +50,7 @@ pub struct ZoneMode {
     pub why: Option<&'static str>,
     /// Bytes of a zone in mode `cow` that were copied in all the same: a chain of snapshots has more runs of
     /// pages than are mapped.
-    #[serde(skip_serializing_if = "is_none")]
     pub copied_bytes: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_none(bytes: &u64) -> bool {
-    *bytes == 0
 }
 
 /// The ways of all zones.
