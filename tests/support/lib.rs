@@ -8,3 +8,4 @@ pub mod lab;
 pub mod monitor;
 pub mod qemu;
 pub mod saved;
+pub mod tap;
