@@ -15,7 +15,7 @@ use super::{
     body::{self, Unknown},
     http::Response,
 };
-use crate::control::{Addition, Command, Receive, Restore};
+use crate::control::{Addition, Command, Receive, Restore, check};
 
 /// Reads a command out of a body and the descriptors beside it; strictly, or not.
 ///
@@ -82,9 +82,7 @@ pub(super) fn add_device(bytes: &[u8], descriptors: Vec<OwnedFd>, strict: bool) 
 
 pub(super) fn restore(bytes: &[u8], descriptors: Vec<OwnedFd>, strict: bool) -> Outcome {
     let (said, unknown) = body::read::<wire::RestoreConfig>(bytes, strict)?;
-    let nets = said.net_fds.iter().flatten().fold(0usize, |sum, net| sum.saturating_add(net.num_fds));
-    let expected = nets.saturating_add(passed_through(said.vfio_fds.as_deref()));
-    if descriptors.len() != expected {
+    if descriptors.len() != check::announced(&said) {
         return Err(answer::bad_request("descriptor-count"));
     }
     Ok((Command::Restore(Box::new(Restore { said, descriptors })), unknown))
@@ -92,15 +90,10 @@ pub(super) fn restore(bytes: &[u8], descriptors: Vec<OwnedFd>, strict: bool) -> 
 
 pub(super) fn receive_migration(bytes: &[u8], descriptors: Vec<OwnedFd>, strict: bool) -> Outcome {
     let (said, unknown) = body::read::<wire::ReceiveMigrationData>(bytes, strict)?;
-    if descriptors.len() != passed_through(said.vfio_fds.as_deref()) {
+    if descriptors.len() != check::passed_through(said.vfio_fds.as_deref()) {
         return Err(answer::bad_request("descriptor-count"));
     }
     Ok((Command::ReceiveMigration(Box::new(Receive { said, descriptors })), unknown))
-}
-
-/// Descriptors for devices of the host: one each, and one of the IOMMU that they share.
-fn passed_through(devices: Option<&[wire::RestoredVfioConfig]>) -> usize {
-    devices.map_or(0, |devices| devices.len().saturating_add(1))
 }
 
 /// Drops numbers that mean nothing here.

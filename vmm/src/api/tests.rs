@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
 
@@ -301,6 +301,88 @@ fn a_mistake_is_told_as_one_before_what_is_not_there_yet() {
     assert_eq!(server.ask("PUT", "vm.create", r#"{"watchdog":true}"#).status, 204);
     let reply = server.ask("PUT", "vm.boot", "");
     assert_eq!((reply.status, reply.code()), (400, "config-invalid"), "{reply:?}");
+}
+
+/// A pipe's end to hand over, and the other, which tells when nobody has it any more.
+fn handed_over() -> (std::os::fd::OwnedFd, std::io::PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    (writer.into(), reader)
+}
+
+#[test]
+fn descriptors_come_with_requests_as_these_announce_them() {
+    let server = Server::new();
+    server.create(&json!({}));
+    let ask = |name: &str, body: &str, count: usize| {
+        let mut client = api_client::Client::over(server.connect());
+        let (writer, _reader) = handed_over();
+        let descriptors = vec![writer.as_fd(); count];
+        match client.request(api_client::Method::Put, name, Some(body.as_bytes()), &descriptors) {
+            Ok(answer) => (answer.status(), String::new()),
+            Err(api_client::ClientError::Refused(refusal)) => (refusal.status, refusal.code.unwrap()),
+            Err(other) => panic!("{name}: {other}"),
+        }
+    };
+    let refused = |status: u16, code: &str| (status, code.to_owned());
+    // A device of the host has one, or none; one is of use only beside an iommufd.
+    let device = r#"{"path":"/sys/none"}"#;
+    assert_eq!(ask("vm.add-device", device, 0), refused(500, "unsupported"));
+    assert_eq!(ask("vm.add-device", device, 1), refused(400, "config-invalid"));
+    assert_eq!(ask("vm.add-device", "{}", 1), refused(400, "config-invalid"));
+    for count in [2, 253] {
+        assert_eq!(ask("vm.add-device", device, count), refused(400, "descriptor-count"));
+    }
+    // A pair of queues has one.
+    let net = |queues: usize| json!({ "num_queues": queues, "fds": [3] }).to_string();
+    assert_eq!(ask("vm.add-net", &net(2), 2), refused(400, "config-invalid"));
+    assert_eq!(ask("vm.add-net", &net(4), 1), refused(400, "config-invalid"));
+    assert_eq!(ask("vm.add-net", &net(2), 1), (204, String::new()));
+    assert_eq!(server.put("vm.delete"), 204);
+
+    let (nets, host) = (r#""net_fds":[{"id":"a","num_fds":2}]"#, r#""vfio_fds":[{"id":"v"},{"id":"w"}]"#);
+    let restore = |more: &str| format!(r#"{{"source_url":"file:///nowhere",{more}}}"#);
+    let receive = |more: &str| format!(r#"{{"receiver_url":"unix:/nowhere"{more}}}"#);
+    for (name, body, right, then) in [
+        ("vm.restore", restore(nets), 2, "snapshot-unusable"),
+        ("vm.restore", restore(r#""vfio_fds":[]"#), 1, "snapshot-unusable"),
+        ("vm.restore", restore(&format!("{nets},{host}")), 5, "snapshot-unusable"),
+        ("vm.receive-migration", receive(""), 0, "unsupported"),
+        ("vm.receive-migration", receive(r#","vfio_fds":null"#), 0, "unsupported"),
+        ("vm.receive-migration", receive(r#","vfio_fds":[]"#), 1, "unsupported"),
+        ("vm.receive-migration", receive(&format!(",{host}")), 3, "unsupported"),
+    ] {
+        for count in 0..7 {
+            let expected = if count == right { refused(500, then) } else { refused(400, "descriptor-count") };
+            assert_eq!(ask(name, &body, count), expected, "{name} {body} with {count}");
+        }
+    }
+}
+
+#[test]
+fn descriptors_that_an_endpoint_has_no_use_for_are_closed_and_numbers_are_none() {
+    let server = Server::new();
+    let config = json!({ "net": [{ "id": "n", "fds": [0, 1], "num_queues": 2 }], "devices": [{ "fd": 0 }],
+        "platform": { "iommufd": true, "iommufd_fd": 1 } });
+    let config = serde_json::to_string(&server.bench.said(&config)).unwrap();
+    for (name, body) in [
+        ("vm.create", config.as_str()),
+        ("vm.add-disk", r#"{"path":"/nowhere","id":"extra"}"#),
+        ("vm.resize", "{}"),
+        ("vm.remove-device", r#"{"id":"n"}"#),
+    ] {
+        let (writer, mut reader) = handed_over();
+        let mut client = api_client::Client::over(server.connect());
+        let sent = client.request(api_client::Method::Put, name, Some(body.as_bytes()), &[writer.as_fd()]);
+        drop(writer);
+        // Whether it was done or not: the end comes when nobody has the other end.
+        assert!(matches!(sent, Ok(_) | Err(api_client::ClientError::Refused(_))), "{name}: {sent:?}");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{name}");
+        if name == "vm.create" {
+            let config = server.ask("GET", "vm.info", "").json()["config"].clone();
+            assert!(config["net"][0]["fds"].is_null() && config["devices"][0]["fd"].is_null(), "{config}");
+            assert!(config["platform"]["iommufd_fd"].is_null(), "{config}");
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What requests to restore or to move a VM must satisfy before anything is opened.
+//! What requests to restore or to move a VM must satisfy before anything is opened. The client program asks
+//! here too, before it sends one.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use crate::config::ConfigError;
 ///
 /// # Errors
 /// It says something that cannot be, or the same thing twice.
-pub(super) fn restore(said: &wire::RestoreConfig) -> Result<(), CommandError> {
+pub fn restore(said: &wire::RestoreConfig) -> Result<(), CommandError> {
     if said.prefault && said.memory_restore_mode == Some(wire::MemoryRestoreMode::OnDemand) {
         let what = "prefault and memory_restore_mode OnDemand exclude each other";
         return Err(CommandError::Request(what.to_owned()));
@@ -20,6 +21,18 @@ pub(super) fn restore(said: &wire::RestoreConfig) -> Result<(), CommandError> {
     unique(said.net_fds.iter().flatten().map(|net| net.id.as_str()))?;
     unique(said.vfio_fds.iter().flatten().map(|device| device.id.as_str()))?;
     zones(&said.zone_updates)
+}
+
+/// How many descriptors come with a request to restore a VM: those of network devices in the order of
+/// `net_fds`, then those for devices of the host.
+pub(crate) fn announced(said: &wire::RestoreConfig) -> usize {
+    let nets = said.net_fds.iter().flatten().fold(0usize, |sum, net| sum.saturating_add(net.num_fds));
+    nets.saturating_add(passed_through(said.vfio_fds.as_deref()))
+}
+
+/// Descriptors for devices of the host: one each, and one of the IOMMU that they share.
+pub(crate) fn passed_through(devices: Option<&[wire::RestoredVfioConfig]>) -> usize {
+    devices.map_or(0, |devices| devices.len().saturating_add(1))
 }
 
 /// Checks what is said of memory that is brought in beside what the VM touches.
@@ -54,7 +67,7 @@ fn fill(said: &wire::RestoreConfig) -> Result<(), CommandError> {
 ///
 /// # Errors
 /// A zone has no name, or is there twice.
-pub(super) fn zones(said: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
+fn zones(said: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
     let mut seen = BTreeSet::new();
     for zone in said {
         if zone.id.is_empty() {
@@ -71,7 +84,7 @@ pub(super) fn zones(said: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
 ///
 /// # Errors
 /// It says something that cannot be.
-pub(super) fn send(said: &wire::SendMigrationData) -> Result<(), CommandError> {
+pub fn send(said: &wire::SendMigrationData) -> Result<(), CommandError> {
     const MAX_CONNECTIONS: u32 = 128;
     let connections = said.connections.get();
     let endpoint = endpoint("destination_url", &said.destination_url)?;
@@ -97,7 +110,7 @@ pub(super) fn send(said: &wire::SendMigrationData) -> Result<(), CommandError> {
 ///
 /// # Errors
 /// It says something that cannot be, or the same thing twice.
-pub(super) fn receive(said: &wire::ReceiveMigrationData) -> Result<(), CommandError> {
+pub fn receive(said: &wire::ReceiveMigrationData) -> Result<(), CommandError> {
     let endpoint = endpoint("receiver_url", &said.receiver_url)?;
     if said.tls_dir.is_some() && endpoint != Endpoint::Tcp {
         return Err(CommandError::Migration("tls_dir: only by tcp".to_owned()));

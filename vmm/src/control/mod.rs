@@ -6,7 +6,7 @@
 //! a machine comes to be (`machine`).
 
 mod board;
-mod check;
+pub mod check;
 mod command;
 mod edit;
 mod error;

@@ -201,7 +201,7 @@ fn open(restore: Restore) -> Result<Opened, CommandError> {
         },
         new_generation: said.generation_id != Some(GenerationId::Keep),
     })?;
-    hand_over(&mut opened.said, said.net_fds.as_deref().unwrap_or_default(), descriptors)?;
+    hand_over(&mut opened.said, &said, descriptors)?;
     update_zones(&mut opened.said, &said.zone_updates)?;
     opened.lay_over(&said.overrides)?;
     Ok(opened)
@@ -214,16 +214,21 @@ fn end<T, E: std::error::Error>(job: Job, result: &Result<T, E>) {
 /// Gives network devices the descriptors that came with the request, in its order.
 fn hand_over(
     said: &mut wire::VmConfig,
-    wanted: &[wire::RestoredNetConfig],
+    request: &wire::RestoreConfig,
     descriptors: Vec<OwnedFd>,
 ) -> Result<(), CommandError> {
-    let announced = wanted.iter().fold(0usize, |sum, net| sum.saturating_add(net.num_fds));
+    let announced = check::announced(request);
     if announced != descriptors.len() {
         return Err(CommandError::Descriptors { announced, received: descriptors.len() });
     }
+    if request.vfio_fds.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err(CommandError::Unavailable("VFIO: vfio_fds"));
+    }
+    // Behind those of network devices there is an iommufd, if there are devices of the host; with none, nobody
+    // needs it.
     let mut descriptors = descriptors.into_iter().map(Arc::new);
     let mut given: BTreeMap<&str, Vec<Arc<OwnedFd>>> = BTreeMap::new();
-    for net in wanted {
+    for net in request.net_fds.iter().flatten() {
         given.insert(&net.id, descriptors.by_ref().take(net.num_fds).collect());
     }
     for net in said.net.iter_mut().flatten() {
@@ -261,4 +266,82 @@ fn update_zones(said: &mut wire::VmConfig, updates: &[wire::ZoneUpdate]) -> Resu
         zone.host_numa_node = Some(update.host_numa_node);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn descriptors(count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect()
+    }
+
+    /// What two network devices that were saved with descriptors, one with one pair of queues and one with
+    /// two, are given.
+    fn given(request: Value, descriptors: Vec<OwnedFd>) -> Result<Vec<Vec<i32>>, CommandError> {
+        let mut said: wire::VmConfig = serde_json::from_value(json!({
+            "net": [{ "id": "a", "fds": [7] }, { "id": "b", "fds": [8, 9], "num_queues": 4 }, { "id": "tap" }],
+        }))
+        .unwrap();
+        hand_over(&mut said, &serde_json::from_value(request).unwrap(), descriptors)?;
+        let nets = said.net.iter().flatten();
+        assert!(nets.clone().all(|net| net.fds.as_ref().map_or(0, Vec::len) == net.descriptors.0.len()));
+        Ok(nets.map(|net| net.descriptors.0.iter().map(AsRawFd::as_raw_fd).collect()).collect())
+    }
+
+    fn request(more: Value) -> Value {
+        let mut request = json!({
+            "source_url": "file:///s",
+            "net_fds": [{ "id": "b", "num_fds": 2 }, { "id": "a", "num_fds": 1 }],
+        });
+        request.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+        request
+    }
+
+    #[test]
+    fn descriptors_go_to_devices_in_the_order_of_the_request() {
+        for (more, behind) in
+            [(json!({}), 0), (json!({ "vfio_fds": null }), 0), (json!({ "vfio_fds": [] }), 1)]
+        {
+            let opened = descriptors(3 + behind);
+            let numbers: Vec<i32> = opened.iter().map(AsRawFd::as_raw_fd).collect();
+            let expected = [vec![numbers[2]], vec![numbers[0], numbers[1]], Vec::new()];
+            assert_eq!(given(request(more), opened).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn descriptors_are_as_many_as_were_announced() {
+        for (more, announced) in
+            [(json!({}), 3), (json!({ "vfio_fds": [] }), 4), (json!({ "vfio_fds": [{ "id": "v" }] }), 5)]
+        {
+            for received in (0..7).filter(|received| *received != announced) {
+                match given(request(more.clone()), descriptors(received)) {
+                    Err(CommandError::Descriptors { announced: said, received: came }) => {
+                        assert_eq!((said, came), (announced, received));
+                    }
+                    other => panic!("{received} of {announced}: {other:?}"),
+                }
+            }
+        }
+        // The number is right, and there is nothing that could take them.
+        let refused = given(request(json!({ "vfio_fds": [{ "id": "v" }] })), descriptors(5)).unwrap_err();
+        assert!(matches!(refused, CommandError::Unavailable(what) if what.contains("VFIO")), "{refused}");
+    }
+
+    #[test]
+    fn a_device_has_as_many_descriptors_as_it_had() {
+        for (nets, expected) in [
+            (json!([{ "id": "a", "num_fds": 1 }]), "b had 2 descriptors, none is given"),
+            (json!([{ "id": "a", "num_fds": 1 }, { "id": "b", "num_fds": 1 }]), "b had 2 descriptors, 1 are"),
+        ] {
+            let count = nets.as_array().unwrap().len();
+            let refused = given(request(json!({ "net_fds": nets })), descriptors(count)).unwrap_err();
+            assert!(refused.to_string().contains(expected), "{refused}");
+        }
+    }
 }
