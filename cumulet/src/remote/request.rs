@@ -12,6 +12,7 @@ use api_client::{Method, wire};
 use clap::ArgMatches;
 use serde::Serialize;
 use thiserror::Error;
+use vmm::control::{CommandError, check};
 
 use super::{migration, table::ARGUMENT};
 use crate::options::{descriptor, device, disk, grammar::GrammarError, net, passthrough, restore, values};
@@ -44,6 +45,15 @@ pub enum RequestError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It reads, and cannot be: the server would say the same.
+    #[error("{command}")]
+    Check {
+        /// The command.
+        command: String,
+        /// What is wrong.
+        #[source]
+        source: Box<CommandError>,
     },
     /// A path that is no text.
     #[error("the request cannot be written down")]
@@ -103,6 +113,7 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
     let given = |name: &str| arguments.get_one::<String>(name).cloned();
     let text = || given(ARGUMENT).unwrap_or_default();
     let wrong = |source| RequestError::Grammar { command: name.to_owned(), source };
+    let mistaken = |source| RequestError::Check { command: name.to_owned(), source: Box::new(source) };
     match name {
         "add-device" => add_device(&text()).map_err(wrong)?,
         "add-disk" => Request::with("vm.add-disk", &disk::parse(&text()).map_err(wrong)?),
@@ -140,6 +151,7 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
         "reboot" => Ok(Request::put("vm.reboot")),
         "receive-migration" => {
             let (said, descriptors) = migration::receive(&text()).map_err(wrong)?;
+            check::receive(&said).map_err(mistaken)?;
             Ok(Request { descriptors, ..Request::with("vm.receive-migration", &said)?.long() })
         }
         "remove-device" => Request::with("vm.remove-device", &wire::VmRemoveDevice { id: text() }),
@@ -172,7 +184,11 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
             Ok(if restore.config.dry_run { request } else { request.reported() })
         }
         "resume" => Ok(Request::put("vm.resume")),
-        "send-migration" => Request::with("vm.send-migration", &migration::send(&text()).map_err(wrong)?),
+        "send-migration" => {
+            let said = migration::send(&text()).map_err(wrong)?;
+            check::send(&said).map_err(mistaken)?;
+            Request::with("vm.send-migration", &said)
+        }
         "shutdown" => Ok(Request::put("vm.shutdown")),
         "shutdown-vmm" => Ok(Request::put("vmm.shutdown")),
         "snapshot" => {

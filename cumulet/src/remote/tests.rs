@@ -139,6 +139,31 @@ fn what_does_not_read_is_an_error_that_names_it() {
     assert!(refused(&["create", "/nowhere"]).starts_with("cannot read /nowhere"));
     assert!(refused(&["send-migration", "destination_url=tcp:a:1,downtime_ms=0"]).contains("downtime_ms"));
     assert!(refused(&["send-migration", "destination_url=tcp:a:1,tls_dir=/nowhere"]).contains("ca-cert.pem"));
+    // What the server would say is said before there is one to ask.
+    for (words, expected) in [
+        (
+            ["send-migration", "destination_url=unix:/s,connections=4"],
+            "connections: more than one only by tcp",
+        ),
+        (["send-migration", "destination_url=tcp:a:1,connections=129"], "connections: 128 at most"),
+        (["send-migration", "destination_url=tcp:a:1,local=on"], "local: only by unix"),
+        (
+            ["send-migration", "destination_url=unix:/s,preserve_source=on"],
+            "preserve_source: only with local",
+        ),
+        (
+            ["send-migration", "destination_url=ftp://a"],
+            "destination_url \"ftp://a\": tcp:HOST:PORT or unix:PATH",
+        ),
+        (["receive-migration", "receiver_url=a:1"], "receiver_url \"a:1\": tcp:HOST:PORT or unix:PATH"),
+        (
+            ["receive-migration", "receiver_url=unix:/s,zone_updates=[z@1,z@2]"],
+            "zone_updates: z is there twice",
+        ),
+    ] {
+        let said = refused(&words);
+        assert!(said.starts_with(words[0]) && said.contains(expected), "{words:?}: {said}");
+    }
     assert!(refused(&["add-net", "fd=99"]).contains("99"));
     assert!(table::command("r").try_get_matches_from(["r", "add-disk"]).is_err());
 }
