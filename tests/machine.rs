@@ -4,9 +4,9 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
-    os::unix::net::UnixStream,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
@@ -15,6 +15,12 @@ use std::{
 use cumulet_tests::{
     cumulet::{self, Vm},
     guest::{self, Console},
+};
+use rustix::{
+    fs::OFlags,
+    process::{Resource, Rlimit, Signal, setrlimit},
+    pty::{OpenptFlags, openpt, ptsname, unlockpt},
+    termios::{LocalModes, tcgetattr},
 };
 use test_guest::pattern;
 
@@ -393,6 +399,71 @@ fn the_terminal_is_given_back() {
     assert_eq!(read("code").trim(), "8");
     assert_eq!(read("before"), read("after"));
     assert!(read("after").contains(" echo "), "{}", read("after"));
+}
+
+/// A VM whose standard input is a terminal of ours: our side, the other, and the VM. The terminal is the one that its
+/// process is controlled by.
+fn vm_on_a_terminal() -> io::Result<(File, File, Child)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?.into_string().map_err(io::Error::other)?;
+    let theirs = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+        .open(name)?;
+    // No dump of a guest's memory.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let mut vm = Command::new("setsid")
+        .arg("--ctty")
+        .arg(cumulet::path())
+        .arg("--kernel")
+        .arg(guest::path())
+        .args(["--serial", "tty", "--console", "off", "--memory", "size=64M", "--debug-exit", "0x501"])
+        .stdin(theirs.try_clone()?)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(vm.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    assert!(line.contains("test-guest ready"), "{line:?}");
+    Ok((ours.into(), theirs, vm))
+}
+
+fn echoes(terminal: &File) -> bool {
+    tcgetattr(terminal).expect("it is a terminal").local_modes.contains(LocalModes::ECHO)
+}
+
+#[test]
+fn every_signal_that_ends_the_process_gives_the_terminal_back() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    for name in [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "USR1", "SEGV", "USR2", "ALRM", "TERM",
+        "STKFLT", "VTALRM", "PROF", "XCPU", "POLL", "PWR", "SYS", "RTMAX",
+    ] {
+        let (_ours, terminal, mut vm) = vm_on_a_terminal().unwrap();
+        assert!(!echoes(&terminal), "SIG{name}: the guest has the terminal");
+        let sent = Command::new("kill").args([&format!("-{name}"), &vm.id().to_string()]).status();
+        assert!(sent.unwrap().success(), "SIG{name}");
+        let status = vm.wait().unwrap();
+        assert!(echoes(&terminal), "SIG{name}: {status}");
+        // Whoever waits for it learns the truth.
+        let orderly = ["INT", "TERM"].contains(&name);
+        assert_eq!((status.success(), status.signal().is_some()), (orderly, !orderly), "SIG{name}: {status}");
+    }
+}
+
+#[test]
+fn a_terminal_that_goes_away_ends_the_process() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let (ours, theirs, mut vm) = vm_on_a_terminal().unwrap();
+    drop(theirs);
+    drop(ours);
+    assert_eq!(vm.wait().unwrap().signal(), Some(Signal::HUP.as_raw()));
 }
 
 /// Reads so late the first few times that more has come than there is room for.

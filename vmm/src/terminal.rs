@@ -1,42 +1,53 @@
 //! The user's terminal: raw while a guest has it, as it was when the process ends, however it ends.
 
+mod fatal;
+
 use std::{
     io::{self, IsTerminal},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Once,
+    sync::{
+        Once, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use parking_lot::Mutex;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::{
+    process::getpgrp,
+    termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr},
+};
 
-/// The terminal that was made raw, and how it was before.
-static ORIGINAL: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+/// The terminal that was made raw first, and how it was before. Written once, so that a signal handler may read it.
+static ORIGINAL: OnceLock<(OwnedFd, Termios)> = OnceLock::new();
 
-/// A panic gives the terminal back; said once.
-static HOOK: Once = Once::new();
+/// Whether it is to be given back.
+static RAW: AtomicBool = AtomicBool::new(false);
 
-/// Makes standard input's terminal raw; does nothing if it is none. From then on a panic restores it, and whoever
-/// ends the process calls [`restore`].
+/// A panic and a signal give the terminal back; said once.
+static ENDS: Once = Once::new();
+
+/// Makes standard input's terminal raw; does nothing if it is none. From then on a panic restores it, and so does a
+/// signal that ends the process and that nobody else handles; whoever ends the process otherwise calls [`restore`].
 ///
 /// # Errors
-/// The terminal refuses.
+/// The terminal or the host refuses.
 pub fn make_raw(input: BorrowedFd<'_>) -> io::Result<()> {
     if !input.is_terminal() {
         return Ok(());
     }
     let mut settings = tcgetattr(input)?;
-    let mut original = ORIGINAL.lock();
-    if original.is_none() {
-        *original = Some((input.try_clone_to_owned()?, settings.clone()));
+    if ORIGINAL.get().is_none() {
+        // Set already only if two do this at once, and both see the same terminal.
+        let _ = ORIGINAL.set((input.try_clone_to_owned()?, settings.clone()));
     }
-    drop(original);
-    HOOK.call_once(|| {
+    ENDS.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();
             previous(panic);
         }));
+        fatal::install();
     });
+    RAW.store(true, Ordering::SeqCst);
     settings.make_raw();
     tcsetattr(input, OptionalActions::Now, &settings)?;
     Ok(())
@@ -55,13 +66,23 @@ pub fn make_pty_raw(subordinate: &impl AsFd) -> io::Result<()> {
 
 /// Gives the terminal back as it was. Does nothing if it was never changed.
 pub fn restore() {
-    // A panic while the lock is held must not wait for itself.
-    if let Some(mut original) = ORIGINAL.try_lock()
-        && let Some((terminal, settings)) = original.take()
-        && let Err(error) = tcsetattr(&terminal, OptionalActions::Now, &settings)
-    {
+    if let Err(error) = give_back() {
         log::warn!("the terminal stays raw: {error}");
     }
+    RAW.store(false, Ordering::SeqCst);
+}
+
+/// The same, of system calls alone: a signal handler may call it. Twice is no harm: two threads may be at their end.
+fn give_back() -> rustix::io::Result<()> {
+    let Some((terminal, settings)) = ORIGINAL.get() else { return Ok(()) };
+    if !RAW.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    // In the background the terminal is another program's, and the kernel would stop who touches it.
+    if tcgetpgrp(terminal).is_ok_and(|foreground| foreground != getpgrp()) {
+        return Ok(());
+    }
+    tcsetattr(terminal, OptionalActions::Now, settings)
 }
 
 #[cfg(test)]
@@ -84,12 +105,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_terminal_is_given_back_at_the_end_and_by_a_panic() {
+    fn the_terminal_is_given_back_however_the_process_ends() {
         let (_user, terminal) = pty();
         let echoes = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO);
-        let ends: [fn(); 2] = [restore, || {
+        let panics = || {
             std::panic::catch_unwind(|| panic!("a test of the hook")).unwrap_err();
-        }];
+        };
+        let ends: [fn(); 4] = [restore, panics, fatal::tests::end_by_a_fault, fatal::tests::end_by_abort];
         for end in ends {
             assert!(echoes());
             make_raw(terminal.as_fd()).unwrap();
