@@ -21,6 +21,11 @@ pub struct PauseError {
 
 /// A device of the machine.
 pub trait Device: Persist + Send {
+    /// Asks the threads of the device to come to a halt, and returns at once. The time that
+    /// [`pause`](Self::pause) has begins here: of many devices that are asked first and paused then, the last has no
+    /// longer than the first. Nothing to do for a device without threads.
+    fn ask_to_pause(&mut self) {}
+
     /// Stops all activity of its own. Idempotent. What can fail (a back end, kernel state) is
     /// fetched here, so that a paused device is still and saving it cannot fail.
     ///

@@ -194,6 +194,10 @@ pub trait VirtioDevice: Persist + Send {
     /// Something in flight did not finish in time; the device stays active, and may be asked again.
     fn stop(&mut self) -> Result<Vec<StoppedQueue>, PauseError>;
 
+    /// Asks the device's threads to come to a halt, and returns at once. The time that [`pause`](Self::pause) has begins
+    /// here.
+    fn ask_to_pause(&self);
+
     /// Comes to a halt with nothing in flight and says where its queues stand. Idempotent; nothing to say
     /// for a device that is not active.
     ///

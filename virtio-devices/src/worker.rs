@@ -34,7 +34,7 @@ use crate::{device::ActiveQueue, queue::QueueState};
 
 pub use self::timer::LimitTimer;
 
-/// How long a thread has to come to a halt.
+/// How long a thread has to come to a halt, from when it is asked first.
 pub const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a worker does.
@@ -220,6 +220,8 @@ struct Shared<J> {
     resting: Mutex<bool>,
     changed: Condvar,
     wake: EventFd,
+    /// When it was asked to pause, until it goes on or has failed to.
+    asked: Mutex<Option<Instant>>,
 }
 
 /// A thread and its job.
@@ -242,6 +244,7 @@ impl<J: Job> Worker<J> {
             resting: Mutex::new(true),
             changed: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK)?,
+            asked: Mutex::new(None),
         };
         Ok(Self { name: name.into(), shared: Arc::new(shared), spawn: Arc::clone(spawn), thread: None })
     }
@@ -264,9 +267,13 @@ impl<J: Job> Worker<J> {
 
     /// Goes on, or begins. A thread that cannot be made is told to the job.
     pub fn resume(&mut self) {
+        *self.shared.asked.lock() = None;
         self.shared.wanted.store(RUN, Ordering::SeqCst);
         if self.thread.is_some() {
-            *self.shared.resting.lock() = false;
+            if !std::mem::replace(&mut *self.shared.resting.lock(), false) {
+                // It runs, or was asked to pause and waits for what is in flight: then it has passed over kicks.
+                self.wake();
+            }
             self.shared.changed.notify_all();
             return;
         }
@@ -293,8 +300,9 @@ impl<J: Job> Worker<J> {
     }
 
     /// Asks the thread to come to a halt, and returns at once; several workers come to a halt at the same
-    /// time that way.
+    /// time that way. Its time begins when it is asked first.
     pub fn ask_to_pause(&self) {
+        self.shared.asked.lock().get_or_insert_with(Instant::now);
         self.shared.wanted.store(PAUSE, Ordering::SeqCst);
         self.wake();
     }
@@ -302,21 +310,26 @@ impl<J: Job> Worker<J> {
     /// Waits for a thread that was asked to pause.
     ///
     /// # Errors
-    /// It did not do so in time. It goes on trying.
+    /// It did not do so in time. It goes on trying, and has as much time again when it is asked the next time.
     pub fn wait_paused(&self) -> Result<(), PauseError> {
         self.wait_paused_for(PAUSE_LIMIT)
     }
 
     fn wait_paused_for(&self, limit: Duration) -> Result<(), PauseError> {
-        let deadline = Instant::now() + limit;
+        let deadline = self.deadline(limit);
         let mut resting = self.shared.resting.lock();
         while !*resting {
-            if self.shared.changed.wait_until(&mut resting, deadline).timed_out() {
+            if self.shared.changed.wait_until(&mut resting, deadline).timed_out() && !*resting {
+                *self.shared.asked.lock() = None;
                 let why = format!("requests in flight after {} s", limit.as_secs());
                 return Err(PauseError { who: format!("thread {}", self.name), why });
             }
         }
         Ok(())
+    }
+
+    fn deadline(&self, limit: Duration) -> Instant {
+        self.shared.asked.lock().unwrap_or_else(Instant::now) + limit
     }
 
     /// Brings the thread to a halt.

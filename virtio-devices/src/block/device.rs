@@ -322,6 +322,10 @@ impl VirtioDevice for Block {
         Ok(states)
     }
 
+    fn ask_to_pause(&self) {
+        self.workers.iter().for_each(Worker::ask_to_pause);
+    }
+
     fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
         pause_all(self.workers.iter())?;
         Ok(self.states())

@@ -135,6 +135,10 @@ impl VirtioDevice for Console {
         Ok(stopped)
     }
 
+    fn ask_to_pause(&self) {
+        self.worker.iter().for_each(Worker::ask_to_pause);
+    }
+
     fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
         let Some(worker) = &self.worker else { return Ok(Vec::new()) };
         worker.pause()?;

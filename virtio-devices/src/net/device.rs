@@ -404,6 +404,11 @@ impl VirtioDevice for Net {
         Ok(states)
     }
 
+    fn ask_to_pause(&self) {
+        self.control.iter().for_each(Worker::ask_to_pause);
+        self.pairs.iter().for_each(Worker::ask_to_pause);
+    }
+
     fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
         self.pause_workers()?;
         Ok(self.states())

@@ -102,11 +102,35 @@ fn a_pause_that_is_taken_back_ends_in_a_look() {
     seen.in_flight.store(true, Ordering::SeqCst);
     worker.ask_to_pause();
     assert!(worker.wait_paused_for(Duration::ZERO).is_err());
+    // Kicks have been passed over since; nobody else tells the thread of them.
     worker.resume();
+    seen.until(|seen| seen.looks.load(Ordering::SeqCst) >= 2);
     signal(&event);
     seen.until(|seen| seen.readies.load(Ordering::SeqCst) == 1);
-    worker.wake();
-    seen.until(|seen| seen.looks.load(Ordering::SeqCst) >= 2);
+}
+
+#[test]
+fn the_time_for_a_pause_begins_when_it_is_asked_for_first() {
+    let (mut worker, event, seen) = worker();
+    worker.resume();
+    seen.until(|seen| seen.looks.load(Ordering::SeqCst) == 1);
+    seen.in_flight.store(true, Ordering::SeqCst);
+    worker.ask_to_pause();
+    let deadline = worker.deadline(PAUSE_LIMIT);
+    std::thread::sleep(Duration::from_millis(2));
+    worker.ask_to_pause();
+    assert_eq!(worker.deadline(PAUSE_LIMIT), deadline);
+    // One that was too slow gets another chance, and so does one that went on.
+    assert!(worker.wait_paused_for(Duration::ZERO).is_err());
+    worker.ask_to_pause();
+    let later = worker.deadline(PAUSE_LIMIT);
+    assert!(later > deadline);
+    worker.resume();
+    std::thread::sleep(Duration::from_millis(2));
+    worker.ask_to_pause();
+    assert!(worker.deadline(PAUSE_LIMIT) > later);
+    signal(&event);
+    worker.wait_paused().unwrap();
 }
 
 #[test]

@@ -237,6 +237,12 @@ impl Vcpus {
         Ok(())
     }
 
+    /// Keeps a vCPU's thread busy until there is something to receive, or nobody to send it.
+    #[cfg(test)]
+    pub(crate) fn occupy(&self, index: usize, until: mpsc::Receiver<()>) {
+        self.threads[index].mailbox.ask(move |_: &dyn Vcpu| until.recv().is_ok());
+    }
+
     /// The state of every vCPU, in index order. They must be paused.
     ///
     /// # Errors

@@ -31,6 +31,9 @@ pub enum LifeError {
 impl Machine {
     /// Brings everything to a standstill. Idempotent.
     ///
+    /// However many processors and devices there are, it takes [`ANSWER_TIMEOUT`](crate::cpu::ANSWER_TIMEOUT) and the
+    /// time of one device at most: all are asked before one is waited for.
+    ///
     /// # Errors
     /// A thread or back end did not stop in time; the machine runs on.
     pub fn pause(&mut self) -> Result<(), LifeError> {
@@ -54,6 +57,7 @@ impl Machine {
         if let Some(background) = self.memory.background() {
             background.pause();
         }
+        self.all_devices().for_each(|named| named.device.lock().ask_to_pause());
         for NamedDevice { id, device, .. } in self.all_devices() {
             device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
         }

@@ -490,6 +490,12 @@ impl PciFunction for VirtioPci {
 }
 
 impl Device for VirtioPci {
+    fn ask_to_pause(&mut self) {
+        if self.active {
+            self.device.ask_to_pause();
+        }
+    }
+
     fn pause(&mut self) -> Result<(), PauseError> {
         if self.active {
             self.stopped = self.device.pause()?;

@@ -126,6 +126,10 @@ impl VirtioDevice for Probe {
         Ok(noted.queues.drain(..).map(|queue| (queue.index, queue.queue.state())).collect())
     }
 
+    fn ask_to_pause(&self) {
+        self.noted.lock().calls.push("ask to pause".into());
+    }
+
     fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
         let mut noted = self.noted.lock();
         noted.calls.push("pause".into());

@@ -2,6 +2,7 @@
 
 mod firmware;
 mod images;
+mod lifecycle;
 mod listeners;
 mod processors;
 mod sections;
