@@ -300,6 +300,73 @@ fn kernels_that_cannot_be_booted_are_refused() {
 }
 
 #[test]
+fn initramfs_images_that_cannot_be_loaded_are_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    fs::write(place.join("empty"), []).unwrap();
+    let cases = [
+        (place.join("missing"), "No such file"),
+        (place.to_path_buf(), "not a regular file"),
+        (place.join("empty"), "is empty"),
+    ];
+    let kernel = guest::path().to_str().unwrap();
+    for (initramfs, expected) in cases {
+        let path = initramfs.to_str().unwrap();
+        let said = refusal(&["--kernel", kernel, "--initramfs", path, "--console", "off"]);
+        assert!(said.contains("initramfs") && said.contains(path), "{said}");
+        assert!(said.contains(expected), "{path}: {said:?} has no {expected:?}");
+    }
+}
+
+#[test]
+fn disks_that_cannot_be_used_are_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    fs::write(place.join("empty"), []).unwrap();
+    fs::write(place.join("short"), [0; 511]).unwrap();
+    let cases = [
+        (place.join("missing"), "No such file"),
+        (place.to_path_buf(), "directory"),
+        (place.join("empty"), "0 bytes, less than a sector"),
+        (place.join("short"), "511 bytes, less than a sector"),
+    ];
+    let kernel = guest::path().to_str().unwrap();
+    for (image, expected) in cases {
+        let path = image.to_str().unwrap();
+        for options in ["", ",image_type=raw", ",readonly=on"] {
+            let disk = format!("path={path}{options},id=root");
+            let said = refusal(&["--kernel", kernel, "--console", "off", "--disk", &disk]);
+            assert!(said.contains("device root") && said.contains(path), "{said}");
+            assert!(said.contains(expected), "{disk}: {said:?} has no {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn an_id_that_is_there_twice_is_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let kernel = guest::path().to_str().unwrap();
+    let cases: [&[&str]; 4] = [
+        &["--disk", "path=/a,id=twin", "path=/b,id=twin"],
+        &["--disk", "path=/a,id=twin", "--net", "tap=none,id=twin"],
+        &["--disk", "path=/a,id=twin", "--rng", "src=/dev/urandom,id=twin"],
+        &["--memory", "size=0", "--memory-zone", "id=twin,size=32M", "id=twin,size=32M"],
+    ];
+    for arguments in cases {
+        let said = refusal(&[&["--kernel", kernel, "--console", "off"], arguments].concat());
+        assert!(said.contains("twin is not unique"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn an_image_is_locked_against_other_machines() {
     if !cumulet::kvm_is_usable() {
         return;
@@ -439,9 +506,10 @@ fn every_signal_that_ends_the_process_gives_the_terminal_back() {
     if !cumulet::kvm_is_usable() {
         return;
     }
+    // The last is a real-time signal, which every `kill` calls by another name.
     for name in [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "USR1", "SEGV", "USR2", "ALRM", "TERM",
-        "STKFLT", "VTALRM", "PROF", "XCPU", "POLL", "PWR", "SYS", "RTMAX",
+        "STKFLT", "VTALRM", "PROF", "XCPU", "POLL", "PWR", "SYS", "64",
     ] {
         let (_ours, terminal, mut vm) = vm_on_a_terminal().unwrap();
         assert!(!echoes(&terminal), "SIG{name}: the guest has the terminal");
