@@ -1,10 +1,19 @@
 //! The client program against the server.
 
-use std::os::unix::fs::symlink;
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::fs::symlink,
+    process::{Command, Stdio},
+};
 
 use cumulet_tests::{
     api::{Vmm, guest_config, remote},
     cumulet::{self, Ran},
+};
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
 };
 use serde_json::{Value, json};
 
@@ -69,4 +78,57 @@ fn under_the_other_name_it_speaks_as_scripts_expect() {
         "{ran:?}"
     );
     assert_eq!(cumulet::run(&program, &["info"], "").code, Some(1));
+}
+
+/// Runs the program with standard error on a terminal of its own; returns its exit code and what was on the terminal.
+fn on_a_terminal(vmm: &Vmm, arguments: &[&str]) -> (Option<i32>, String) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).expect("there are terminals");
+    grantpt(&ours).expect("it is ours");
+    unlockpt(&ours).expect("it is ours");
+    let path = ptsname(&ours, Vec::new()).expect("it has a name").into_string().expect("its name is text");
+    let theirs = File::options().read(true).write(true).open(path).expect("it can be opened");
+    // Without a size it would be taken for one without columns.
+    let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&theirs, size).expect("it is a terminal");
+    let mut child = Command::new(remote())
+        .arg("--api-socket")
+        .arg(vmm.socket())
+        .args(arguments)
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(theirs)
+        .spawn()
+        .expect("it can be started");
+    let reader = std::thread::spawn(move || {
+        let (mut ours, mut bytes) = (File::from(ours), Vec::new());
+        // Ends with an error when nobody has the other side open any more.
+        let _ = ours.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let code = child.wait().expect("it ends").code();
+    (code, reader.join().expect("it does not panic"))
+}
+
+#[test]
+fn a_terminal_shows_how_far_it_is() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let vmm = Vmm::start::<&str>(&[]);
+    let config = guest_config("", &json!({ "memory": { "size": 3u64 << 30, "prefault": true } }));
+    assert_eq!(run(&vmm, &["create"], &config.to_string()).code, Some(0));
+    let (code, shown) = on_a_terminal(&vmm, &["boot"]);
+    assert_eq!(code, Some(0), "{shown:?}");
+    assert!(shown.contains("boot: prefault ["), "{shown:?}");
+    assert!(shown.contains("/3.00 GiB ") && shown.contains("iB/s ") && shown.contains(" left"), "{shown:?}");
+    // What is over is not shown; errors are, where there was a bar.
+    let (code, shown) = on_a_terminal(&vmm, &["boot"]);
+    assert_eq!(code, Some(1));
+    assert!(shown.contains("VM is already created") && !shown.contains("prefault"), "{shown:?}");
+    // Where nobody sees it there is none.
+    run(&vmm, &["shutdown"], "");
+    let ran = run(&vmm, &["boot"], "");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
 }

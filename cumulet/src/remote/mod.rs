@@ -23,7 +23,10 @@ use std::{
     process::ExitCode,
 };
 
-use api_client::{Answer, Client, ClientError, wire::REFERENCE_VERSION};
+use api_client::{
+    Answer, Client, ClientError,
+    wire::{JobInfo, JobState, REFERENCE_VERSION},
+};
 use clap::ArgMatches;
 use thiserror::Error;
 
@@ -31,7 +34,7 @@ use self::{
     local::{LocalError, Told},
     output::Form,
     report::{ReportError, Shape},
-    request::{Request, RequestError},
+    request::{Request, RequestError, Work},
 };
 
 /// The name that the program is called by.
@@ -79,6 +82,16 @@ pub enum RemoteError {
     /// How a restore went cannot be told.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// What was begun did not succeed.
+    #[error("{kind} (job {id}) did not succeed: {}", .messages.join(": "))]
+    Job {
+        /// Kind of the job.
+        kind: &'static str,
+        /// Its number.
+        id: u64,
+        /// Why, the outermost first.
+        messages: Vec<String>,
+    },
     /// The server does not answer, or refuses.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -107,7 +120,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let form = Form::of(called, matches.get_flag("json") || local::wants_json(arguments));
     let told = match local::run(name, arguments) {
         Some(told) => told.map(|told| form.told(told)).map_err(RemoteError::from),
-        None => send(&matches, name, arguments).and_then(|told| tell(&told, arguments, form)),
+        None => send(&matches, called, (name, arguments)).and_then(|told| tell(&told, arguments, form)),
     };
     match told {
         Ok(text) => print(&text),
@@ -130,16 +143,40 @@ struct Answered {
     is_reported: bool,
 }
 
-fn send(matches: &ArgMatches, name: &str, arguments: &ArgMatches) -> Result<Answered, RemoteError> {
-    let Request { method, endpoint, body, descriptors, is_long, is_reported } =
-        request::make(name, arguments)?;
+fn send(
+    matches: &ArgMatches,
+    called: Called,
+    (name, arguments): (&str, &ArgMatches),
+) -> Result<Answered, RemoteError> {
+    let Request { method, endpoint, body, descriptors, work, is_reported } = request::make(name, arguments)?;
     let socket = matches.get_one::<PathBuf>("api-socket").ok_or(RemoteError::NoSocket)?;
     let mut client = Client::connect(socket)?;
     let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let shown = is_long.then(|| progress::show(socket)).flatten();
+    let shown = (work == Work::Long).then(|| progress::show(socket)).flatten();
     let answer = client.request(method, endpoint, body.as_deref(), &descriptors);
     drop(shown);
-    Ok(Answered { answer: answer?, is_reported })
+    let answer = answer?;
+    if let Work::Begun(kind) = work
+        && called == Called::Cumulet
+        && progress::is_shown()
+        && let Some(ended) = progress::show_to_the_end(socket, kind)
+    {
+        succeeded(ended)?;
+    }
+    Ok(Answered { answer, is_reported })
+}
+
+/// # Errors
+/// The job has failed, or was given up.
+fn succeeded(job: JobInfo) -> Result<(), RemoteError> {
+    match job.state {
+        JobState::Failed | JobState::Cancelled => Err(RemoteError::Job {
+            kind: job.kind.name(),
+            id: job.id,
+            messages: job.error.unwrap_or_default(),
+        }),
+        JobState::Running | JobState::Cancelling | JobState::Done => Ok(()),
+    }
 }
 
 /// What is printed of an answer: the report that it carries, if that was asked for, or else the answer as

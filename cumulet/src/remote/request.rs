@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use api_client::{Method, wire};
+use api_client::{
+    Method,
+    wire::{self, JobKind},
+};
 use clap::ArgMatches;
 use serde::Serialize;
 use thiserror::Error;
@@ -71,9 +74,20 @@ pub(super) struct Request {
     pub(super) body: Option<Vec<u8>>,
     pub(super) descriptors: Vec<Arc<OwnedFd>>,
     /// Whether its progress is of interest.
-    pub(super) is_long: bool,
+    pub(super) work: Work,
     /// Whether the answer's body is a report, which is not printed unless it was asked for.
     pub(super) is_reported: bool,
+}
+
+/// How long a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Not long.
+    Short,
+    /// Long, and so long it waits for its answer.
+    Long,
+    /// It is answered when a job of that kind has begun.
+    Begun(JobKind),
 }
 
 impl Request {
@@ -83,7 +97,7 @@ impl Request {
             endpoint,
             body: None,
             descriptors: Vec::new(),
-            is_long: false,
+            work: Work::Short,
             is_reported: false,
         }
     }
@@ -97,7 +111,7 @@ impl Request {
     }
 
     fn long(self) -> Self {
-        Self { is_long: true, ..self }
+        Self { work: Work::Long, ..self }
     }
 
     fn reported(self) -> Self {
@@ -148,7 +162,7 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
         "pause" => Ok(Request::put("vm.pause")),
         "ping" => Ok(Request::get("vmm.ping")),
         "power-button" => Ok(Request::put("vm.power-button")),
-        "reboot" => Ok(Request::put("vm.reboot")),
+        "reboot" => Ok(Request::put("vm.reboot").long()),
         "receive-migration" => {
             let (said, descriptors) = migration::receive(&text()).map_err(wrong)?;
             check::receive(&said).map_err(mistaken)?;
@@ -187,7 +201,8 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
         "send-migration" => {
             let said = migration::send(&text()).map_err(wrong)?;
             check::send(&said).map_err(mistaken)?;
-            Request::with("vm.send-migration", &said)
+            let request = Request::with("vm.send-migration", &said)?;
+            Ok(Request { work: Work::Begun(JobKind::SendMigration), ..request })
         }
         "shutdown" => Ok(Request::put("vm.shutdown")),
         "shutdown-vmm" => Ok(Request::put("vmm.shutdown")),

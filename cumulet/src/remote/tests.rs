@@ -5,6 +5,7 @@ use std::{
     os::unix::net::UnixListener,
 };
 
+use api_client::wire::JobKind;
 use serde_json::{Value, json};
 
 use super::*;
@@ -203,7 +204,7 @@ fn ask(answer: &'static str, words: &[&str]) -> (Result<Answered, RemoteError>, 
     let line = ["r", "--api-socket", socket.to_str().unwrap()].into_iter().chain(words.iter().copied());
     let matches = table::command("r").try_get_matches_from(line).unwrap();
     let (name, arguments) = matches.subcommand().unwrap();
-    (send(&matches, name, arguments), thread.join().unwrap())
+    (send(&matches, Called::Cumulet, (name, arguments)), thread.join().unwrap())
 }
 
 #[test]
@@ -272,6 +273,46 @@ fn what_a_restore_would_do_is_the_answer_to_a_rehearsal() {
 }
 
 #[test]
+fn what_takes_long_is_known() {
+    let work = |words: &[&str]| {
+        let words = ["r"].into_iter().chain(words.iter().copied());
+        let matches = table::command("r").try_get_matches_from(words).unwrap();
+        let (name, arguments) = matches.subcommand().unwrap();
+        request::make(name, arguments).unwrap().work
+    };
+    let long: [&[&str]; 5] = [
+        &["boot"],
+        &["reboot"],
+        &["snapshot", "file:///s"],
+        &["restore", "source_url=file:///s"],
+        &["receive-migration", "receiver_url=tcp:a:1"],
+    ];
+    for words in long {
+        assert_eq!(work(words), Work::Long, "{words:?}");
+    }
+    let send = ["send-migration", "destination_url=tcp:a:1"];
+    assert_eq!(work(&send), Work::Begun(JobKind::SendMigration));
+    assert_eq!(work(&["info"]), Work::Short);
+}
+
+#[test]
+fn a_job_that_was_begun_and_failed_is_an_error() {
+    let job = |state: &str| -> JobInfo {
+        serde_json::from_value(json!({
+            "id": 7, "kind": "send-migration", "state": state, "phase": "memory", "bytes_done": 0,
+            "bytes_per_second": 0, "elapsed_ms": 0, "error": ["cannot send", "no route"],
+        }))
+        .unwrap()
+    };
+    succeeded(job("done")).unwrap();
+    for state in ["failed", "cancelled"] {
+        let error = succeeded(job(state)).unwrap_err();
+        let line = "cumulet-remote: send-migration (job 7) did not succeed: cannot send: no route\n";
+        assert_eq!(Form::Plain.error(&error), (line.to_owned(), false));
+    }
+}
+
+#[test]
 fn errors_are_told_in_every_form() {
     let refused =
         "HTTP/1.1 404 \r\nX-Cumulet-Error: no-vm\r\nContent-Length: 25\r\n\r\n[\"Error from API\",\"none\"]";
@@ -291,5 +332,5 @@ fn errors_are_told_in_every_form() {
     assert!(Form::Numbered.error(&error).0.contains("cannot be read"), "{error}");
     let matches = table::command("r").try_get_matches_from(["r", "info"]).unwrap();
     let (name, arguments) = matches.subcommand().unwrap();
-    assert!(matches!(send(&matches, name, arguments), Err(RemoteError::NoSocket)));
+    assert!(matches!(send(&matches, Called::Cumulet, (name, arguments)), Err(RemoteError::NoSocket)));
 }
