@@ -20,8 +20,8 @@ use super::content::Tally;
 const MAX_NODE: u32 = 1023;
 
 /// Pages are populated in pieces of at least this many bytes, each by one of several threads; between two of them it
-/// can be given up. A host that is slow at it takes a tenth of a second for one.
-const POPULATE_PIECE: usize = 64 << 20;
+/// can be given up. A host that is very busy takes a tenth of a second for one.
+const POPULATE_PIECE: usize = 16 << 20;
 const POPULATE_THREADS: usize = 16;
 
 /// Gives the kernel an advice about all of a mapping: one that changes nothing of its content.

@@ -276,6 +276,9 @@ impl Checked {
             memory.came_from(snapshot.root(), &plan);
         }
         let new_generation = request.new_generation && give_generation(&layout, &memory)?;
+        if progress.is_cancelled() {
+            return Err(ContentError::Cancelled.into());
+        }
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
         let vm = vm().map_err(BuildError::from)?;

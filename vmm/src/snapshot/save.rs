@@ -122,6 +122,9 @@ fn save_tracking(
         let target = (writer.memory(), writer.memory_path());
         store(memory, &kept, parent.as_ref(), &mut table, target, progress)
     })?;
+    if progress.is_cancelled() {
+        return Err(ContentError::Cancelled.into());
+    }
     progress.phase("write and sync", None);
     let difference = parent.as_ref().map(|parent| Difference {
         parent: parent.snapshot.directory().to_owned(),
