@@ -2,6 +2,7 @@
 
 mod clients;
 mod hostile;
+mod jobs;
 mod life;
 mod metrics;
 mod remote;

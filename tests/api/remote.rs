@@ -117,18 +117,14 @@ fn a_terminal_shows_how_far_it_is() {
         return;
     }
     let vmm = Vmm::start::<&str>(&[]);
-    let config = guest_config("", &json!({ "memory": { "size": 3u64 << 30, "prefault": true } }));
+    let config = guest_config("", &json!({ "memory": { "size": 2u64 << 30, "prefault": true } }));
     assert_eq!(run(&vmm, &["create"], &config.to_string()).code, Some(0));
     let (code, shown) = on_a_terminal(&vmm, &["boot"]);
     assert_eq!(code, Some(0), "{shown:?}");
     assert!(shown.contains("boot: prefault ["), "{shown:?}");
-    assert!(shown.contains("/3.00 GiB ") && shown.contains("iB/s ") && shown.contains(" left"), "{shown:?}");
+    assert!(shown.contains("/2.00 GiB ") && shown.contains("iB/s ") && shown.contains(" left"), "{shown:?}");
     // What is over is not shown; errors are, where there was a bar.
     let (code, shown) = on_a_terminal(&vmm, &["boot"]);
     assert_eq!(code, Some(1));
     assert!(shown.contains("VM is already created") && !shown.contains("prefault"), "{shown:?}");
-    // Where nobody sees it there is none.
-    run(&vmm, &["shutdown"], "");
-    let ran = run(&vmm, &["boot"], "");
-    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
 }
