@@ -86,3 +86,17 @@ fn format_1_can_be_saved_again_in_the_format_of_today() {
     golden.proves_itself();
     monitor.quit();
 }
+
+#[test]
+fn counters_of_another_frequency_are_scaled_or_refused_or_wanted() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let Some(golden) = usable(directory.path()) else { return };
+    let mut monitor = Monitor::start(directory.path(), &[] as &[&str]);
+    if let Err(error) = monitor.put("vm.restore", &golden.request(&json!({ "tsc": "saved" }))) {
+        let error = error.to_string();
+        assert!(error.contains("TSC of ") && error.contains("cannot be scaled"), "{error}");
+        monitor.put("vm.restore", &golden.request(&json!({ "tsc": "host" }))).expect("it can be restored");
+    }
+    golden.proves_itself();
+    monitor.quit();
+}

@@ -96,7 +96,7 @@ fn a_restore_tells_its_report_as_it_is_asked_to() {
     let mut monitor = Monitor::start(place, &[] as &[&str]);
     let picture = place.join("report.svg");
     let socket = place.join("api");
-    let restore = format!("source_url={},resume=on", monitor::url(&golden.snapshot()));
+    let restore = format!("source_url={},resume=on,tsc=host", monitor::url(&golden.snapshot()));
     let svg = format!("--report=svg:{}", picture.display());
     for (shape, expected) in [("--report", "phase"), ("--report=json", "\"total_ns\":"), (&svg, "")] {
         let told = said(&["--api-socket", text(&socket), "restore", &restore, shape]);

@@ -64,10 +64,14 @@ impl Golden {
         ])
     }
 
-    /// A request to restore it and to let it run, with `said` laid over it.
+    /// A request to restore it and to let it run, with `said` laid over it. The guest does not go by the rate of its
+    /// counters, and the host that it was saved on may have had another than this one.
     #[must_use]
     pub fn request(&self, said: &Value) -> Value {
-        let mut whole = monitor::restore_request(&self.snapshot(), &json!({ "overrides": self.overrides() }));
+        let mut whole = monitor::restore_request(
+            &self.snapshot(),
+            &json!({ "overrides": self.overrides(), "tsc": "host" }),
+        );
         monitor::lay(&mut whole, said);
         whole
     }

@@ -43,6 +43,10 @@ pub struct RestoreConfig {
     /// What the VM's clocks show; they go on from where they stood if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<RestoreClock>,
+    /// At which frequency the VM's time stamp counters count; at the saved one if not given, which a host that can
+    /// neither count nor scale so refuses. Cumulet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsc: Option<RestoreTsc>,
     /// Network devices whose taps are handed over, and how many each takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_fds: Option<Vec<RestoredNetConfig>>,
@@ -168,6 +172,16 @@ pub enum RestoreClock {
     Frozen,
     /// They are set forward by the time that has passed since.
     Advance,
+}
+
+/// At which frequency the time stamp counters of a restored VM count. Cumulet's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreTsc {
+    /// At the one that the VM has measured.
+    Saved,
+    /// At this host's, which a guest that goes by another clock, such as kvmclock, can stand.
+    Host,
 }
 
 /// A network device whose taps are handed over.

@@ -49,8 +49,8 @@ pub use self::{
     memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig},
     migration::{
         BackgroundFill, GenerationId, MemoryMode, MemoryRestoreMode, ReceiveMigrationData, RestoreClock,
-        RestoreCommit, RestoreConfig, RestoreOverride, RestoreVerify, RestoredNetConfig, RestoredVfioConfig,
-        SendMigrationData, TimeoutStrategy, ZoneUpdate,
+        RestoreCommit, RestoreConfig, RestoreOverride, RestoreTsc, RestoreVerify, RestoredNetConfig,
+        RestoredVfioConfig, SendMigrationData, TimeoutStrategy, ZoneUpdate,
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},
     numa::{NumaConfig, NumaDistance},

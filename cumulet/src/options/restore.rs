@@ -7,7 +7,7 @@ use std::{
 };
 
 use api_client::wire::{
-    BackgroundFill, GenerationId, MemoryRestoreMode, RestoreClock, RestoreConfig, RestoreVerify,
+    BackgroundFill, GenerationId, MemoryRestoreMode, RestoreClock, RestoreConfig, RestoreTsc, RestoreVerify,
     RestoredNetConfig, RestoredVfioConfig, ZoneUpdate,
 };
 
@@ -27,6 +27,7 @@ pub const KEYS: Keys = &[&[
     "record_working_set=MS",
     "generation_id=new|keep",
     "clock=frozen|advance",
+    "tsc=saved|host",
     "net_fds=[ID@[FD,...],...]",
     "vfio_fds=[ID@FD,...]",
     "iommufd_fd=FD",
@@ -49,6 +50,8 @@ const GENERATIONS: [(&str, GenerationId); 2] = [("new", GenerationId::New), ("ke
 
 const CLOCKS: [(&str, RestoreClock); 2] =
     [("frozen", RestoreClock::Frozen), ("advance", RestoreClock::Advance)];
+
+const TSC: [(&str, RestoreTsc); 2] = [("saved", RestoreTsc::Saved), ("host", RestoreTsc::Host)];
 
 /// A restore, as a request over the API would be: what is asked for, and the descriptors that come along.
 #[derive(Clone, Debug)]
@@ -97,6 +100,7 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
         commit: None,
         generation_id: pairs.word("generation_id", &GENERATIONS)?,
         clock: pairs.word("clock", &CLOCKS)?,
+        tsc: pairs.word("tsc", &TSC)?,
         net_fds: (!nets.is_empty()).then_some(nets),
         vfio_fds,
         resume: pairs.toggle("resume")?.unwrap_or(false),
@@ -166,7 +170,7 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,background_fill=all@64M,record_working_set=250,generation_id=keep,clock=advance,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,background_fill=all@64M,record_working_set=250,generation_id=keep,clock=advance,tsc=host,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],overrides=[[id=d0,path=/d],[id=n1,tap=t]],dry_run=on"
         ))
         .unwrap();
@@ -181,6 +185,7 @@ mod tests {
             commit: None,
             generation_id: Some(GenerationId::Keep),
             clock: Some(RestoreClock::Advance),
+            tsc: Some(RestoreTsc::Host),
             net_fds: Some(vec![
                 RestoredNetConfig { id: "n0".into(), num_fds: 2 },
                 RestoredNetConfig { id: "n1".into(), num_fds: 1 },

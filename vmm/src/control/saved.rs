@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, thread, time::Duration};
 
 use api_client::wire::{
-    self, BackgroundFill, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit,
+    self, BackgroundFill, GenerationId, JobKind, MemoryRestoreMode, RestoreClock, RestoreCommit, RestoreTsc,
     RestoreVerify,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     config::{VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
-    machine::{Blank, ClockPolicy, Commits, attach::terminal::Existing, consoles::Seat},
+    machine::{Blank, ClockPolicy, Commits, TscFrequency, attach::terminal::Existing, consoles::Seat},
     memory::{
         background::{Fill, Watch},
         content::MemoryMode,
@@ -198,6 +198,10 @@ fn open(restore: Restore) -> Result<Opened, CommandError> {
         clock: match said.clock {
             None | Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
             Some(RestoreClock::Advance) => ClockPolicy::Advance,
+        },
+        tsc: match said.tsc {
+            None | Some(RestoreTsc::Saved) => TscFrequency::Saved,
+            Some(RestoreTsc::Host) => TscFrequency::Host,
         },
         new_generation: said.generation_id != Some(GenerationId::Keep),
     })?;

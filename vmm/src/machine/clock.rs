@@ -25,6 +25,25 @@ pub enum ClockPolicy {
     Advance,
 }
 
+/// At which frequency the time stamp counters of a restored machine count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TscFrequency {
+    /// At the one that the guest has measured; a host that cannot is refused.
+    #[default]
+    Saved,
+    /// At that of the host, whatever it is.
+    Host,
+}
+
+impl TscFrequency {
+    /// Leaves in a processor's state what is to be loaded of it.
+    pub(super) fn choose(self, state: &mut VcpuState) {
+        if self == Self::Host {
+            state.tsc_khz = None;
+        }
+    }
+}
+
 /// How far the clocks of a machine are set forward.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shift {
@@ -123,6 +142,15 @@ mod tests {
 
     fn an_hour_ago() -> VmClock {
         VmClock { guest_ns: 5, realtime_ns: Some(host_ns() - HOUR_NS), host_tsc: Some(1) }
+    }
+
+    #[test]
+    fn counters_may_count_at_the_rate_of_the_host() {
+        for (choice, left) in [(TscFrequency::Saved, Some(2_500_000)), (TscFrequency::Host, None)] {
+            let mut state = vcpu();
+            choice.choose(&mut state);
+            assert_eq!((state.tsc_khz, state.msrs), (left, vcpu().msrs));
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
 pub use self::{
     blank::Blank,
-    clock::ClockPolicy,
+    clock::{ClockPolicy, TscFrequency},
     commit::Commits,
     error::BuildError,
     lifecycle::LifeError,

@@ -18,7 +18,7 @@ use vm_migration::Section;
 use super::{
     BuildError, Commits, Host, Machine, MachineState,
     builder::Prepared,
-    clock::{ClockPolicy, Shift},
+    clock::{ClockPolicy, Shift, TscFrequency},
     descriptors,
     processors::{host_caps, irqchip_mode, vcpu_plans},
     sections,
@@ -53,6 +53,8 @@ pub struct Restored {
     pub commits: Commits,
     /// What its clocks show.
     pub clock: ClockPolicy,
+    /// At which frequency its time stamp counters count.
+    pub tsc: TscFrequency,
 }
 
 impl fmt::Debug for Restored {
@@ -105,7 +107,7 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { vm, layout, memory, state, supported, commits, clock } = restored;
+        let Restored { vm, layout, memory, state, supported, commits, clock, tsc } = restored;
         let indices = layout.present_vcpus();
         let (prepared, saved, threads) = std::thread::scope(|scope| {
             // With many of them it takes as long as all the devices.
@@ -129,7 +131,10 @@ impl Machine {
         let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
-        saved.values_mut().try_for_each(|vcpu| shift.counter(vcpu))?;
+        for vcpu in saved.values_mut() {
+            shift.counter(vcpu)?;
+            tsc.choose(vcpu);
+        }
         let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.remove(&index) {
             Some(state) => VcpuStart::Saved(Box::new(state)),
             None => VcpuStart::Waiting,

@@ -15,7 +15,9 @@ use crate::{
     config::{ConfigError, VmConfig, wire::IdCounter},
     jobs::Progress,
     layout::Layout,
-    machine::{BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, generation},
+    machine::{
+        BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, TscFrequency, generation,
+    },
     memory::{
         BackingError, GuestMemory,
         background::{Fill, Watch},
@@ -80,6 +82,8 @@ pub struct Request {
     pub new_generation: bool,
     /// What its clocks show.
     pub clock: ClockPolicy,
+    /// At which frequency its time stamp counters count.
+    pub tsc: TscFrequency,
 }
 
 /// A machine could not be restored. Nothing is left of it.
@@ -282,8 +286,8 @@ impl Checked {
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
         let vm = vm().map_err(BuildError::from)?;
-        let (commits, clock) = (request.commits, request.clock);
-        let restored = Restored { vm, layout, memory, state, supported, commits, clock };
+        let (commits, clock, tsc) = (request.commits, request.clock, request.tsc);
+        let restored = Restored { vm, layout, memory, state, supported, commits, clock, tsc };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use vmm::{
     config::wire::IdCounter,
-    machine::{ClockPolicy, Commits, Host},
+    machine::{ClockPolicy, Commits, Host, TscFrequency},
     memory::content::MemoryMode,
     snapshot::{MergeError, Opened, RestoreError, Verify},
 };
@@ -151,6 +151,7 @@ fn open(
         commits: Commits::Once,
         new_generation: true,
         clock: ClockPolicy::Frozen,
+        tsc: TscFrequency::Saved,
     })
 }
 

@@ -14,7 +14,7 @@ use super::{
     image,
 };
 use crate::{
-    machine::{ClockPolicy, Commits, Machine, MachineState, Restored, platform::EVENTS_GSI},
+    machine::{ClockPolicy, Commits, Machine, MachineState, Restored, TscFrequency, platform::EVENTS_GSI},
     memory::GuestMemory,
     phases::Phases,
 };
@@ -92,6 +92,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         supported,
         commits: Commits::Once,
         clock: ClockPolicy::Frozen,
+        tsc: TscFrequency::Saved,
         vm: bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap(),
     };
     let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();

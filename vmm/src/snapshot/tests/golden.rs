@@ -19,7 +19,7 @@ use vm_migration::snapshot::{MANIFEST, STATE, Snapshot};
 use super::super::{Opened, Rehearsal, Request, RestoreError, Verify};
 use crate::{
     config::wire::IdCounter,
-    machine::{ClockPolicy, Commits, Host},
+    machine::{ClockPolicy, Commits, Host, TscFrequency},
 };
 
 /// A copy of it that a test may do anything to.
@@ -85,6 +85,7 @@ impl Golden {
             commits: Commits::Once,
             new_generation: true,
             clock: ClockPolicy::Frozen,
+            tsc: TscFrequency::Saved,
         }
     }
 
