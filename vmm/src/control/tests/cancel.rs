@@ -94,7 +94,11 @@ fn the_stream_has_each_job_from_its_beginning_to_its_end() {
         ("finished", all("1", "machine", "0")),
     ];
     let expected: Vec<_> = expected.into_iter().map(|(event, told)| (event.to_owned(), told)).collect();
-    assert_eq!(bench.job_events(), expected);
+    // On a host that takes its time, there is news of the prefault too.
+    let (news, told): (Vec<_>, Vec<_>) =
+        bench.job_events().into_iter().partition(|(event, _)| event == "progress");
+    assert!(news.iter().all(|(_, told)| told["phase"] == "prefault"), "{news:?}");
+    assert_eq!(told, expected);
 
     let last = || bench.job_events().pop().unwrap();
     given_up(&bench, Command::Reboot).unwrap_err();
