@@ -51,7 +51,11 @@ impl Junkyard {
                     &junked,
                     &witness,
                 ][..],
-                if may_make_taps() { &["--net", "mac=2e:00:00:00:00:01,num_queues=4"][..] } else { &[] },
+                if cumulet::may_make_taps() {
+                    &["--net", "mac=2e:00:00:00:00:01,num_queues=4"][..]
+                } else {
+                    &[]
+                },
                 more,
             ]
             .concat();
@@ -121,19 +125,9 @@ impl Junkyard {
     }
 }
 
-/// Whether taps are to be made here. A host where they cannot be has to say so.
-#[expect(clippy::print_stdout, reason = "the test report counts this line")]
-fn may_make_taps() -> bool {
-    if std::env::var_os("CUMULET_WITHOUT_TAP").is_some_and(|value| value == "1") {
-        println!("SKIPPED: CUMULET_WITHOUT_TAP is set");
-        return false;
-    }
-    true
-}
-
 /// Junk for every function of a class: first as the machine has it from boot, then with queues in use.
 fn junk_is_survived(class: &str) {
-    if !cumulet::kvm_is_usable() || (class == NET && !may_make_taps()) {
+    if !cumulet::kvm_is_usable() || (class == NET && !cumulet::may_make_taps()) {
         return;
     }
     let mut yard = Junkyard::new("boot=2", &[]);

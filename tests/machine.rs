@@ -211,6 +211,45 @@ fn a_device_of_the_second_segment_works() {
 }
 
 #[test]
+fn a_tap_is_made_and_set_up_as_configured() {
+    if !cumulet::kvm_is_usable() || !cumulet::may_make_taps() {
+        return;
+    }
+    let tap = format!("cmv{:x}", std::process::id());
+    let net = format!(
+        "tap={tap},mac=2e:01:02:03:04:05,host_mac=2e:0a:0b:0c:0d:0e,mtu=1400,ip=192.0.2.1,mask=255.255.255.0"
+    );
+    let mut vm = Vm::boot("", &["--net", &net]);
+    let host_side = |file: &str| {
+        let read = fs::read_to_string(format!("/sys/class/net/{tap}/{file}"));
+        read.map(|text| text.trim().to_owned())
+    };
+    for _ in 0..2 {
+        vm.console.ready();
+        assert_eq!(host_side("address").unwrap(), "2e:0a:0b:0c:0d:0e");
+        assert_eq!(host_side("mtu").unwrap(), "1400");
+        // IFF_UP.
+        assert_eq!(guest::number(&host_side("flags").unwrap()) & 1, 1);
+        let functions = vm.console.ok("pci");
+        let bdf = functions.split('[').find_map(|function| function.split_once(" 1af4:1041 ")).unwrap().0;
+        // VIRTIO_NET_F_MTU: what the guest is told, behind its MAC address.
+        let offered = vm.console.ok(&format!("vinit {bdf} features 0x8"));
+        assert_ne!(guest::field(&offered, "features") & 1 << 3, 0, "{offered}");
+        let told = |vm: &mut Vm, at: u32| {
+            let read = vm.console.ok(&format!("vconfig {bdf} {at} 2"));
+            guest::number(read.split_ascii_whitespace().next().unwrap())
+        };
+        assert_eq!([0, 2, 4, 10].map(|at| told(&mut vm, at)), [0x012e, 0x0302, 0x0504, 1400]);
+        // The guest boots anew, and so is the host's end.
+        vm.console.send("reset");
+    }
+    vm.console.ready();
+    vm.console.send("exit 4");
+    assert_eq!(vm.exit_code(), 4);
+    assert!(host_side("mtu").is_err(), "it goes with the machine");
+}
+
+#[test]
 fn a_bar_moves_with_its_doorbells() {
     if !cumulet::kvm_is_usable() {
         return;

@@ -43,6 +43,17 @@ pub fn kvm_is_usable() -> bool {
     }
 }
 
+/// Whether taps are to be made here. A host where they cannot be has to say so.
+#[must_use]
+#[expect(clippy::print_stdout, reason = "the test report counts this line")]
+pub fn may_make_taps() -> bool {
+    if env::var_os("CUMULET_WITHOUT_TAP").is_some_and(|value| value == "1") {
+        println!("SKIPPED: CUMULET_WITHOUT_TAP is set");
+        return false;
+    }
+    true
+}
+
 /// Runs the program to its end without a guest to talk to; returns the exit code and what it said on standard error.
 ///
 /// # Panics
