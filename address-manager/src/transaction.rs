@@ -33,6 +33,8 @@ pub struct Transaction<'m> {
 
 /// What takes effect at commit.
 struct Staged {
+    /// The live wiring, with what the kernel has of itself by then.
+    base: Arc<Wiring>,
     wiring: Wiring,
     windows: Windows,
     listeners: Vec<(ListenerId, Arc<dyn WiringListener>)>,
@@ -46,7 +48,13 @@ impl<'m> Transaction<'m> {
         let live = Arc::clone(&state.wiring);
         let windows = state.windows.clone();
         drop(state);
-        let staged = Staged { wiring: Wiring::clone(&live), windows, listeners: Vec::new(), memory: None };
+        let staged = Staged {
+            base: Arc::clone(&live),
+            wiring: Wiring::clone(&live),
+            windows,
+            listeners: Vec::new(),
+            memory: None,
+        };
         Self { turn, live, staged: Mutex::new(staged), label: label.to_owned(), begun: Instant::now() }
     }
 
@@ -148,6 +156,22 @@ impl<'m> Transaction<'m> {
     /// As [`Wiring::add_route`].
     pub fn add_route(&self, route: Route) -> Result<(), Conflict> {
         self.change(|wiring| wiring.add_route(route))
+    }
+
+    /// Takes over routes that the kernel has of itself when they are looked at: those that come with the interrupt
+    /// controllers, which the step of [`commit_with`](Self::commit_with) makes. From here on they are pieces like any
+    /// other; if they stay as they are, no call is made for them.
+    ///
+    /// # Errors
+    /// One of the GSIs leads elsewhere; none is taken over then.
+    pub fn adopt_routes(&self, routes: Vec<Route>) -> Result<(), Conflict> {
+        let adopted = Wired { routes, ..Wired::default() };
+        let mut staged = self.staged.lock();
+        let mut base = Wiring::clone(&staged.base);
+        base.add(&adopted)?;
+        staged.wiring.add(&adopted)?;
+        staged.base = Arc::new(base);
+        Ok(())
     }
 
     /// Leads a GSI somewhere else.

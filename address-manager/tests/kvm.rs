@@ -89,6 +89,58 @@ impl Pieces {
     }
 }
 
+/// The lines of the kernel's controllers.
+fn lines() -> Vec<Route> {
+    let routes = IrqchipMode::Kernel.first_routes().into_iter();
+    routes.map(|route| Route { target: route.target, ..msi(route.gsi, 0) }).collect()
+}
+
+#[test]
+fn lines_that_come_with_the_controllers_are_kept_and_counted() {
+    let Some(hypervisor) = kvm() else { return };
+    let (manager, vm) = machine(&*hypervisor);
+    let controllers = || vm.save_irqchip().expect("they are in the kernel");
+    // Whether a line reaches a controller, as far as one can see it there.
+    let is_connected = |line| {
+        let before = controllers();
+        vm.set_irq_line(line, true).expect("there is such a line");
+        controllers() != before
+    };
+
+    // Nobody needs another route, so nothing is written.
+    let tx = manager.begin();
+    tx.adopt_routes(lines()).unwrap();
+    let report = tx.commit_with(|| vm.create_irqchip(IrqchipMode::Kernel, false)).unwrap();
+    assert_eq!((report.operations.kernel_calls(), report.routing_entries), (0, 0));
+    assert_eq!(manager.live().routes().count(), 40);
+    assert!(is_connected(3));
+
+    // Once, with all that the kernel gets.
+    let tx = manager.begin();
+    tx.add_route(msi(30, 0x41)).unwrap();
+    tx.add_route(msi(31, 0x42)).unwrap();
+    let report = tx.commit().unwrap();
+    assert_eq!((report.operations.routing_writes.count, report.routing_entries), (1, 42));
+    assert!(is_connected(4));
+
+    // A line that is taken away leads nowhere; what fails leaves it where it was.
+    let cut = |line| Wired {
+        routes: lines().into_iter().filter(|to| to.gsi == line).collect(),
+        ..Wired::default()
+    };
+    let tx = manager.begin();
+    tx.remove(&cut(5)).unwrap();
+    tx.add_listener(Arc::new(Refuses));
+    // A listener is told of memory only.
+    tx.add_slot(ram(0, 1, &host(1), 0)).unwrap();
+    assert!(tx.commit().is_err());
+    assert!(is_connected(5));
+    let tx = manager.begin();
+    tx.remove(&cut(6)).unwrap();
+    assert_eq!(tx.commit().unwrap().routing_entries, 40);
+    assert!(!is_connected(6));
+}
+
 struct Refuses;
 
 impl WiringListener for Refuses {

@@ -7,7 +7,10 @@ use address_manager::{
     Windows, Wired,
     testing::{Noted, PAGE, doorbell, event, handler, host, irqfd, manager, msi, ram},
 };
-use hypervisor::fake::{Call, Fault};
+use hypervisor::{
+    Vm,
+    fake::{Call, Fault},
+};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Two pieces of memory that are one, a device with two doorbells of which one is late, and an
@@ -234,4 +237,37 @@ fn a_report_is_plain_data() {
     assert_eq!(json["slots_added"]["count"], 1);
     assert_eq!(json["routing_entries"], 1);
     assert_eq!(serde_json::from_value::<CommitReport>(json).unwrap(), report);
+}
+
+#[test]
+fn routes_that_the_kernel_has_are_taken_over_all_or_none() {
+    let (manager, vm) = manager();
+    // What the kernel came with.
+    let lines = [msi(3, 1), msi(4, 2)];
+    vm.wiring()
+        .set_routes(&lines.each_ref().map(|line| hypervisor::Route { gsi: line.gsi, target: line.target }))
+        .unwrap();
+    let before = vm.wiring_state();
+
+    let tx = manager.begin();
+    tx.add_route(msi(4, 9)).unwrap();
+    let conflict = tx.adopt_routes(lines.to_vec()).unwrap_err();
+    assert!(conflict.to_string().contains("GSI 4"), "{conflict}");
+    tx.remove_route(&msi(4, 9)).unwrap();
+    assert_eq!(tx.wiring().routes().count(), 0);
+    // With one of them changed at once, and a call after the table that fails: the table goes back.
+    tx.adopt_routes(lines.to_vec()).unwrap();
+    tx.set_route(msi(3, 7)).unwrap();
+    tx.add_irq_event(irqfd(3, &event())).unwrap();
+    vm.inject(Fault::Wiring(1));
+    assert!(matches!(tx.commit(), Err(CommitError::Apply(_))));
+    assert_eq!(vm.wiring_state(), before);
+    assert_eq!(manager.live().routes().count(), 0);
+
+    let tx = manager.begin();
+    tx.adopt_routes(lines.to_vec()).unwrap();
+    tx.set_route(msi(3, 7)).unwrap();
+    assert_eq!(tx.commit().unwrap().routing_entries, 2);
+    // Taken over once.
+    assert!(manager.begin().adopt_routes(lines.to_vec()).is_err());
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Capabilities, HypervisorError, HypervisorKind, MsiMessage, Vcpu, WiringOps,
+    Capabilities, HypervisorError, HypervisorKind, MsiMessage, Route, RouteTarget, Vcpu, WiringOps,
     x86_64::{CpuidEntry, IrqchipState, VmClock},
 };
 
@@ -18,6 +18,30 @@ pub enum IrqchipMode {
     /// ([`Capabilities::x2apic_ids`]), bits 11 to 5 of a message's address are bits 14 to 8 of its destination.
     Split,
 }
+
+impl IrqchipMode {
+    /// The routing table that a VM begins with when it has just been given such controllers: each line of a PC leads to
+    /// the IOAPIC's pin of the same number, and the first 16 to the 8259s as well. The next table takes its place, and
+    /// lines that are not in it lead nowhere.
+    pub fn first_routes(self) -> Vec<Route> {
+        let lines = match self {
+            Self::Kernel => 0..IOAPIC_PINS,
+            Self::Split => 0..0,
+        };
+        let to = |gsi, chip, pin| Route { gsi, target: RouteTarget::Irqchip { chip, pin } };
+        let places = |line: u32| {
+            let pic = (line < 2 * PIC_PINS).then(|| to(line, line / PIC_PINS, line % PIC_PINS));
+            [Some(to(line, IOAPIC, line)), pic].into_iter().flatten()
+        };
+        lines.flat_map(places).collect()
+    }
+}
+
+/// Number of the IOAPIC among the controllers of [`RouteTarget::Irqchip`], and its pins.
+const IOAPIC: u32 = 2;
+const IOAPIC_PINS: u32 = 24;
+/// Pins of each of the two 8259s.
+const PIC_PINS: u32 = 8;
 
 /// What is fixed when a VM is created.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +77,8 @@ pub trait Vm: Send + Sync {
     fn wiring(&self) -> &dyn WiringOps;
 
     /// Creates the interrupt controllers and, if asked for, the interval timer. To be called once
-    /// the first memory slots are set and before the first vCPU is made.
+    /// the first memory slots are set and before the first vCPU is made. The routing table is then that of
+    /// [`IrqchipMode::first_routes`].
     ///
     /// # Errors
     /// The hypervisor lacks that mode.

@@ -132,8 +132,8 @@ pub trait WiringOps: Send + Sync {
     /// There is no such doorbell.
     fn remove_doorbell(&self, doorbell: &DoorbellSpec, event: BorrowedFd<'_>) -> Result<(), HypervisorError>;
 
-    /// Replaces the whole interrupt routing table. The pins of controllers in the kernel
-    /// ([`IrqchipMode::Kernel`](crate::IrqchipMode::Kernel)) keep the lines that no route takes.
+    /// Replaces the whole interrupt routing table, the lines of the kernel's controllers included
+    /// ([`IrqchipMode::first_routes`](crate::IrqchipMode::first_routes)): one that is not in it leads nowhere.
     ///
     /// # Errors
     /// A GSI is beyond the limit, an entry is invalid, or there is no in-kernel interrupt controller.

@@ -14,7 +14,6 @@ use crate::{
     memory::{GuestMemoryView, view_of},
     report::{CommitReport, nanoseconds},
     slots::{KernelSlots, TooManySlots},
-    wiring::Wiring,
 };
 
 /// Why a commit did not take effect.
@@ -67,8 +66,8 @@ pub(super) fn commit<E>(
     transaction: Transaction<'_>,
     after_slots: Option<impl FnOnce() -> Result<(), E>>,
 ) -> Result<CommitReport, CommitError<E>> {
-    let Transaction { turn, live, staged, label, begun } = transaction;
-    let commit = Commit { manager: turn.manager(), live, begun: Instant::now() };
+    let Transaction { turn, live: _, staged, label, begun } = transaction;
+    let commit = Commit { manager: turn.manager(), begun: Instant::now() };
     let staging_ns = nanoseconds(begun);
     let report = CommitReport { label, staging_ns, ..CommitReport::default() };
     let result = commit.run(staged.into_inner(), report, after_slots);
@@ -81,7 +80,6 @@ pub(super) fn commit<E>(
 /// A commit under way. There is one at a time: its caller holds the turn.
 struct Commit<'m> {
     manager: &'m AddressManager,
-    live: Arc<Wiring>,
     begun: Instant,
 }
 
@@ -112,10 +110,10 @@ impl Commit<'_> {
         if let Some(damage) = damage {
             return Err(CommitError::Damaged { damage });
         }
-        let Staged { wiring, windows, listeners: fresh, memory } = staged;
+        let Staged { base, wiring, windows, listeners: fresh, memory } = staged;
 
         let since = Instant::now();
-        let mut plan = diff(&self.live, &wiring, &kernel, manager.limits)?;
+        let mut plan = diff(&base, &wiring, &kernel, manager.limits)?;
         let kernel = plan.slots_after.take().map_or(kernel, Arc::new);
         report.diff_ns = nanoseconds(since);
         report.doorbells_late = wiring.late_doorbells() as u64;

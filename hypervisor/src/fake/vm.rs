@@ -183,6 +183,7 @@ impl Vm for FakeVm {
             });
         }
         state.irqchip = Some(mode);
+        state.wiring.routes = mode.first_routes();
         Ok(())
     }
 

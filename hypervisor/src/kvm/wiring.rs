@@ -8,9 +8,9 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_userspace_memory_region,
 };
 
 use super::{
@@ -104,17 +104,12 @@ impl WiringOps for KvmVm {
             .map_err(|error| call("cannot remove doorbell", format!("{doorbell:x?}"), error))
     }
 
-    /// Costs O(entries), and waits for a grace period. The lines of the kernel's controllers stay connected: a table
-    /// of KVM's is all there is, and the one that it begins with, whose lines they are, goes with the first of ours.
+    /// Costs O(entries), and waits for a grace period.
     fn set_routes(&self, routes: &[Route]) -> Result<(), HypervisorError> {
         for route in routes {
             self.check_gsi(route.gsi)?;
         }
-        let mut entries: Vec<_> = routes.iter().map(|route| entry(&self.shared, route)).collect();
-        if self.shared.irqchip.get() == Some(&IrqchipMode::Kernel) {
-            let lines = (0..IOAPIC_PINS).filter(|line| !routes.iter().any(|route| route.gsi == *line));
-            entries.extend(lines.flat_map(pins).map(|route| entry(&self.shared, &route)));
-        }
+        let entries: Vec<_> = routes.iter().map(|route| entry(&self.shared, route)).collect();
         let refuse = || invalid("routing table", format!("{} entries are too many", routes.len()));
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| refuse())?;
         self.shared
@@ -144,20 +139,6 @@ impl WiringOps for KvmVm {
         ioctl::irqfd(&self.shared.fd, irqfd, false)
             .map_err(|error| call("cannot remove irqfd", describe_irqfd(irqfd), error))
     }
-}
-
-/// Pins of the kernel's IOAPIC, and of each of its two 8259s.
-const IOAPIC_PINS: u32 = 24;
-const PIC_PINS: u32 = 8;
-
-/// Where a line of a PC leads: to the IOAPIC's pin of the same number, and the first 16 to an 8259.
-fn pins(line: u32) -> impl Iterator<Item = Route> {
-    let pic = (line < 2 * PIC_PINS).then_some((line / PIC_PINS, line % PIC_PINS));
-    let places = [Some((KVM_IRQCHIP_IOAPIC, line)), pic];
-    places
-        .into_iter()
-        .flatten()
-        .map(move |(chip, pin)| Route { gsi: line, target: RouteTarget::Irqchip { chip, pin } })
 }
 
 fn region(slot: &MemorySlot, size: u64, flags: u32) -> kvm_userspace_memory_region {

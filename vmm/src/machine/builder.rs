@@ -7,13 +7,13 @@
 use std::sync::Arc;
 
 use address_manager::{
-    AddressManager, HandlerRange, IoSpace, Owner, Transaction, Window, WindowKind, Windows,
+    AddressManager, HandlerRange, IoSpace, Owner, Route, Transaction, Window, WindowKind, Windows,
 };
 use devices::{
     SharedDevice,
     pci::{HostBridge, PciSegment},
 };
-use hypervisor::{Vm, VmOptions};
+use hypervisor::{IrqchipMode, Vm, VmOptions};
 use vm_migration::LoadError;
 
 use super::{
@@ -111,7 +111,9 @@ impl Prepared {
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
         let transaction = manager.begin_owned(label);
         transaction.add(&memory.wired(&layout.ram))?;
-        let interrupts = Interrupts::new(Arc::clone(&vm), irqchip_mode(host, &layout));
+        let irqchip = irqchip_mode(host, &layout);
+        transaction.adopt_routes(lines(irqchip))?;
+        let interrupts = Interrupts::new(Arc::clone(&vm), irqchip);
 
         let mut segments = Vec::with_capacity(layout.segments.len());
         for segment in &layout.segments {
@@ -166,6 +168,14 @@ impl Prepared {
         })?;
         Ok(())
     }
+}
+
+/// The lines that come with the controllers: in the manager's table from the beginning, so that whatever writes the
+/// kernel's writes them too.
+fn lines(irqchip: IrqchipMode) -> Vec<Route> {
+    let owner = Owner::new("__irqchip");
+    let routes = irqchip.first_routes().into_iter();
+    routes.map(|route| Route { gsi: route.gsi, target: route.target, owner: owner.clone() }).collect()
 }
 
 fn windows(layout: &Layout, max_gsis: u32) -> Windows {
