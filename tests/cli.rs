@@ -138,7 +138,7 @@ fn a_configuration_comes_from_a_file_or_standard_input() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("vm.json");
     // A VM that cannot be, so that the test needs no hypervisor.
-    let json = r#"{"cpus":{"boot_vcpus":2,"max_vcpus":1,"speed":3},"disks":[{"path":"/d","colour":"red"}]}"#;
+    let json = r#"{"payload":{"kernel":"/k"},"cpus":{"boot_vcpus":2,"max_vcpus":1,"speed":3},"disks":[{"path":"/d","colour":"red"}]}"#;
     fs::write(&file, json).unwrap();
     let ran =
         [run(&["--config", file.to_str().unwrap()]), cumulet::run(cumulet::path(), &["--config", "-"], json)];
@@ -164,7 +164,11 @@ fn the_log_goes_to_a_file_of_its_owner_in_the_form_asked_for() {
     let log = directory.path().join("log");
     let arguments =
         ["--config", "-", "--log-file", log.to_str().unwrap(), "--log-format", "{levelchar}|{msg}"];
-    let ran = cumulet::run(cumulet::path(), &arguments, "{\"cpu\":{}, \"memory\":{\"size\":0}}");
+    let ran = cumulet::run(
+        cumulet::path(),
+        &arguments,
+        r#"{"cpu":{}, "payload":{"kernel":"/k"}, "memory":{"size":0}}"#,
+    );
     assert_eq!(ran.stderr, "cumulet: memory: size is 0\n");
     assert_eq!(fs::read_to_string(&log).unwrap(), "W|--config -: unknown member cpu has no effect\n");
     assert_eq!(fs::metadata(&log).unwrap().mode() & 0o777, 0o600);
