@@ -1,9 +1,10 @@
 //! Bodies of requests: JSON into the wire types, and what in it nobody knows.
 
 use serde::de::DeserializeOwned;
+use serde_ignored::Path;
 
 use super::{
-    answer,
+    answer, bounds,
     http::{Response, Status},
 };
 
@@ -25,11 +26,12 @@ pub(super) struct Unknown {
 /// Reads a body. With `strict`, a field that nobody knows is refused.
 ///
 /// # Errors
-/// The answer: it is no JSON, or not of that type.
+/// The answer: it holds more than any client sends, is no JSON, or not of that type.
 pub(super) fn read<T: DeserializeOwned>(body: &[u8], strict: bool) -> Result<(T, Unknown), Response> {
+    bounds::check(body).map_err(|error| cannot_read(&error.to_string(), "body-too-large"))?;
     let mut unknown = Unknown::default();
     let mut json = serde_json::Deserializer::from_slice(body);
-    let value = serde_ignored::deserialize(&mut json, |path| unknown.add(&path.to_string()))
+    let value = serde_ignored::deserialize(&mut json, |path| unknown.add(&path))
         .and_then(|value| json.end().map(|()| value));
     let value = value.map_err(|error| cannot_read(&error.to_string(), "invalid-json"))?;
     match unknown.first.first() {
@@ -43,12 +45,15 @@ fn cannot_read(why: &str, code: &str) -> Response {
 }
 
 impl Unknown {
-    fn add(&mut self, path: &str) {
-        // An optional member is a step of its own, which nobody has written.
-        let path = path.split('.').filter(|step| *step != "?").collect::<Vec<_>>().join(".");
+    fn add(&mut self, path: &Path<'_>) {
+        // Beyond the first few they are only counted: there may be more of them than can be written out in good time.
         if self.first.len() == MAX_UNKNOWN {
             self.more += 1;
-        } else if path.chars().count() > MAX_NAME {
+            return;
+        }
+        // An optional member is a step of its own, which nobody has written.
+        let path = path.to_string().split('.').filter(|step| *step != "?").collect::<Vec<_>>().join(".");
+        if path.chars().count() > MAX_NAME {
             self.first.push(path.chars().take(MAX_NAME).chain("...".chars()).collect());
         } else {
             self.first.push(path);
@@ -109,7 +114,8 @@ mod tests {
     fn what_is_no_json_of_that_type_is_refused() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let known = format!("{{\"payload\":{deep}}}");
-        let objects = format!("{}1{}", "{\"a\":".repeat(100_000), "}".repeat(100_000));
+        let objects = |depth| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        let deeper = objects(100_000);
         let bad = [
             "",
             "{",
@@ -122,8 +128,6 @@ mod tests {
             r#"{"memory":{"size":1e400}}"#,
             r#"{"iommu":true,"iommu":true}"#,
             "\u{0}",
-            &deep,
-            &known,
         ];
         for body in bad {
             let refused = read::<wire::VmConfig>(body.as_bytes(), false).map(|_| ()).unwrap_err();
@@ -133,7 +137,15 @@ mod tests {
             assert!(said[1].contains(" column "), "{said:?}");
         }
         assert!(read::<wire::VmConfig>(b"\"\xff\"", false).is_err());
-        // What nobody knows is passed over, however deep it is.
-        assert!(read::<wire::VmConfig>(objects.as_bytes(), false).is_ok());
+        for body in [&deep, &known, &deeper] {
+            let refused = read::<wire::VmConfig>(body.as_bytes(), false).unwrap_err();
+            let said: Vec<String> = serde_json::from_slice(refused.body()).unwrap();
+            assert!(said[1].ends_with(": more than 16384 objects and lists so far"), "{said:?}");
+        }
+        // What is as deep as a reader can go, and what nobody knows is passed over deeper than that.
+        assert!(
+            read::<wire::VmConfig>(format!("{{\"payload\":{}", "[".repeat(1000)).as_bytes(), false).is_err()
+        );
+        assert!(read::<wire::VmConfig>(objects(10_000).as_bytes(), false).is_ok());
     }
 }

@@ -10,6 +10,7 @@
 
 mod answer;
 mod body;
+mod bounds;
 mod commands;
 mod connection;
 pub mod http;
