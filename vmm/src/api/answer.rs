@@ -1,6 +1,6 @@
 //! What came of a request, as a response: bodies and codes that clients match.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use api_client::wire;
 use serde::Serialize;
@@ -20,13 +20,22 @@ pub(super) const ONE_READ: usize = 1023;
 pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => Response::json(Status::Ok, body),
-        // A path that is no text.
-        Err(error) => refusal(
-            Status::InternalServerError,
-            &["Error from API", "The answer cannot be told", &error.to_string()],
-            "not-json",
-        ),
+        Err(error) => not_json(&error.to_string()),
     }
+}
+
+/// A body of JSON that was written before, if it could be.
+pub(super) fn told(json: &Result<Arc<[u8]>, String>) -> Response {
+    match json {
+        Ok(body) => Response::json(Status::Ok, Arc::clone(body)),
+        Err(error) => not_json(error),
+    }
+}
+
+/// A path that is no text.
+fn not_json(error: &str) -> Response {
+    let messages = ["Error from API", "The answer cannot be told", error];
+    refusal(Status::InternalServerError, &messages, "not-json")
 }
 
 /// An error as the array of its messages.

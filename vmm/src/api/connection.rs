@@ -1,7 +1,8 @@
 //! One client: what it sends becomes requests, one after the other; their answers go back.
 
 use std::{
-    io::IoSliceMut,
+    collections::VecDeque,
+    io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -14,12 +15,12 @@ use rustix::{
     event::PollFlags,
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, Shutdown, recvmsg,
-        send, shutdown,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
+        Shutdown, recvmsg, sendmsg, shutdown,
     },
 };
 
-use super::http::{Event, MAX_DESCRIPTORS, Parser, Request, Response};
+use super::http::{Bytes, Event, MAX_DESCRIPTORS, Parser, Request, Response};
 
 /// How long a client may be silent in the middle of something.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,10 +33,12 @@ pub(super) struct Connection {
     pub(super) id: u64,
     socket: UnixStream,
     parser: Parser,
-    output: Vec<u8>,
+    /// What is to be written: its answer, and what must be said after that. None of it is empty.
+    output: VecDeque<Bytes>,
+    /// How much of the first of it is written.
     written: usize,
     phase: Phase,
-    /// When the current phase began, or last made progress that is the server's and not the client's.
+    /// When the current phase began, or the client last took a part of its answer.
     since: Instant,
     /// Whether a request of it was ever answered.
     known: bool,
@@ -59,7 +62,7 @@ impl Connection {
             id,
             socket,
             parser: Parser::default(),
-            output: Vec::new(),
+            output: VecDeque::new(),
             written: 0,
             phase: Phase::Reading,
             since: Instant::now(),
@@ -110,6 +113,10 @@ impl Connection {
     pub(super) fn ready(&mut self, flags: PollFlags) -> Option<Request> {
         if flags.contains(PollFlags::OUT) {
             self.write();
+            if self.phase == Phase::Reading && !self.has_output() {
+                // What it has asked behind that has waited until it took the answer.
+                return self.next();
+            }
         }
         if flags.contains(PollFlags::IN) && !self.has_output() {
             match self.phase {
@@ -123,15 +130,16 @@ impl Connection {
         None
     }
 
-    /// The answer to its request. Returns the next request if that has arrived already.
+    /// The answer to its request. Returns the next request if that has arrived already and the client takes its
+    /// answers: one that only asks does not fill this process with what it is owed.
     pub(super) fn answer(&mut self, response: Response) -> Option<Request> {
         if self.phase != Phase::Answering {
             return None;
         }
         self.known = true;
         self.phase = Phase::Reading;
-        self.send(response.into_bytes());
-        self.next()
+        self.send(response.into_pieces());
+        if self.has_output() { None } else { self.next() }
     }
 
     fn is_idle(&self) -> bool {
@@ -139,7 +147,7 @@ impl Connection {
     }
 
     fn has_output(&self) -> bool {
-        self.written < self.output.len()
+        !self.output.is_empty()
     }
 
     fn read(&mut self) -> Option<Request> {
@@ -172,7 +180,7 @@ impl Connection {
     fn next(&mut self) -> Option<Request> {
         loop {
             match self.parser.take() {
-                Ok(Some(Event::Continue)) => self.send(Response::go_on()),
+                Ok(Some(Event::Continue)) => self.send([Response::go_on()]),
                 Ok(Some(Event::Request(request))) => {
                     self.phase = Phase::Answering;
                     return Some(request);
@@ -190,35 +198,51 @@ impl Connection {
     fn refuse(&mut self, why: &str) {
         log::debug!("API client: {why}");
         self.phase = Phase::Leaving;
-        self.send(Response::unreadable(why).into_bytes());
+        self.send(Response::unreadable(why).into_pieces());
     }
 
-    fn send(&mut self, bytes: Vec<u8>) {
+    fn send(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
         self.since = Instant::now();
-        if self.has_output() {
-            self.output.extend_from_slice(&bytes);
-            return;
+        let was_empty = !self.has_output();
+        self.output.extend(pieces.into_iter().filter(|piece| !piece.is_empty()));
+        if was_empty {
+            self.write();
         }
-        self.output = bytes;
-        self.written = 0;
-        self.write();
     }
 
     fn write(&mut self) {
-        let rest = self.output.get(self.written..).unwrap_or_default();
-        match send(&self.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(length) => self.written += length,
+        let rest = self.output.front().and_then(|piece| piece.get(self.written..)).unwrap_or_default();
+        let slices: Vec<IoSlice<'_>> = [rest]
+            .into_iter()
+            .chain(self.output.iter().skip(1).map(|piece| &**piece))
+            .map(IoSlice::new)
+            .collect();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match sendmsg(&self.socket, &slices, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(length) => {
+                // However long it is: whoever reads it is not silent.
+                self.since = Instant::now();
+                self.has_written(length);
+            }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.close(),
         }
         if self.has_output() {
             return;
         }
-        self.output = Vec::new();
-        self.written = 0;
         if self.phase == Phase::Leaving {
             // Fails only if it has gone.
             let _ = shutdown(&self.socket, Shutdown::Write);
+        }
+    }
+
+    fn has_written(&mut self, length: usize) {
+        self.written += length;
+        while let Some(piece) = self.output.front()
+            && self.written >= piece.len()
+        {
+            self.written -= piece.len();
+            self.output.pop_front();
         }
     }
 

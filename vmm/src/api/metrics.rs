@@ -15,16 +15,16 @@ const TEXT: &str = "text/plain; version=0.0.4";
 /// All metrics, in the text format. Without a VM there are those of the process alone.
 pub(super) fn tell(vmm: &Vmm) -> Result<Response, CommandError> {
     let mut text = Text::default();
-    let state = vmm.board.status().state;
+    let state = vmm.board.state();
     let states = [("created", VmState::Created), ("running", VmState::Running), ("paused", VmState::Paused)];
     text.family("cumulet_vm_state", "gauge", "What the VM does: 1 for the state that it is in.");
     text.sample("cumulet_vm_state", &[("state", "none")], u64::from(state.is_none()));
     for (name, of) in states {
         text.sample("cumulet_vm_state", &[("state", name)], u64::from(state == Some(of)));
     }
-    if let Ok(info) = vmm.board.info() {
+    if let Ok(status) = vmm.board.status() {
         text.family("cumulet_memory_bytes", "gauge", "Memory that the guest is configured with.");
-        text.sample("cumulet_memory_bytes", &[], info.memory_actual_size);
+        text.sample("cumulet_memory_bytes", &[], status.info.memory_actual_size);
     }
     resident(&mut text);
     exits(vmm, &mut text);

@@ -159,10 +159,14 @@ pub(super) fn serve(vmm: &Vmm, request: Request, responder: Responder) {
         Action::DoWith(_) | Action::DoAtOnce(_) if body.is_empty() => {
             asked.answer(endpoint.without_body());
         }
-        Action::DoWith(read) => match read(&body, descriptors, vmm.strict) {
-            Ok((command, unknown)) => asked.carry_out(vmm, command, unknown),
-            Err(refusal) => asked.answer(refusal),
-        },
+        Action::DoWith(read) => {
+            let read = read(&body, descriptors, vmm.strict);
+            drop(body);
+            match read {
+                Ok((command, unknown)) => asked.carry_out(vmm, command, unknown),
+                Err(refusal) => asked.answer(refusal),
+            }
+        }
         Action::DoAtOnce(act) => match act(vmm, &body) {
             Ok((response, unknown)) => asked.answer(unknown.tell(name, response)),
             Err(refusal) => asked.answer(refusal),
@@ -210,7 +214,7 @@ fn ping(vmm: &Vmm) -> Result<Response, CommandError> {
 }
 
 fn info(vmm: &Vmm) -> Result<Response, CommandError> {
-    Ok(answer::json(&vmm.board.info()?))
+    Ok(answer::told(&vmm.board.status()?.json))
 }
 
 fn counters(vmm: &Vmm) -> Result<Response, CommandError> {

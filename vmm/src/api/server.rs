@@ -5,6 +5,7 @@
 //! another waits for a boot.
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -109,6 +110,7 @@ impl Server {
             service,
             shared: Arc::clone(&shared),
             connections: Vec::new(),
+            long: VecDeque::new(),
             next: 0,
             full: None,
         };
@@ -142,6 +144,8 @@ struct Clients {
     shared: Arc<Shared>,
     // In the order in which they came.
     connections: Vec<Connection>,
+    /// Requests with a long body that are whole and wait for their turn, in the order in which they came.
+    long: VecDeque<(u64, Request)>,
     next: u64,
     /// Since when nobody can be let in, for lack of descriptors.
     full: Option<Instant>,
@@ -149,6 +153,9 @@ struct Clients {
 
 /// Most clients let in, or sent away, before those that are in are served again.
 const ACCEPTED_AT_ONCE: usize = 32;
+
+/// Bytes of a body from which on reading it takes long enough to be noticed.
+pub(super) const LONG: usize = 64 << 10;
 
 /// After the host had no descriptor left, when to look again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -182,9 +189,14 @@ impl Clients {
             asked.extend(request.map(|request| (connection.id, request)));
         }
         for (client, request) in asked {
-            self.hand_on(client, request);
+            self.take(client, request);
         }
         self.answer();
+        // One a turn, after everybody else: a question waits for one of them at most.
+        if let Some((client, request)) = self.long.pop_front() {
+            self.hand_on(client, request);
+            self.answer();
+        }
         self.time_out();
         self.connections.retain(|connection| !connection.is_gone());
         if !listening.is_empty() {
@@ -224,6 +236,9 @@ impl Clients {
         if !open || self.full.is_some() {
             sooner(now + RETRY);
         }
+        if !self.long.is_empty() {
+            sooner(now);
+        }
         next.map(|next| {
             // Rounded up, so that what was waited for is over.
             let left = next.saturating_duration_since(now) + Duration::from_millis(1);
@@ -234,23 +249,26 @@ impl Clients {
         })
     }
 
+    fn take(&mut self, client: u64, request: Request) {
+        if request.body.len() < LONG {
+            self.hand_on(client, request);
+        } else {
+            self.long.push_back((client, request));
+        }
+    }
+
     fn hand_on(&self, client: u64, request: Request) {
         log::debug!("API: {:?} {}", request.method, request.path);
         self.service.serve(request, Responder { client, shared: Some(Arc::clone(&self.shared)) });
     }
 
-    /// Passes on what was answered meanwhile, and what was asked behind that.
+    /// Passes on what was answered meanwhile, and what was asked behind that: its answer is for the next turn, so that
+    /// nobody who asks many things in a row keeps others waiting.
     fn answer(&mut self) {
-        loop {
-            let answers = self.shared.take();
-            if answers.is_empty() {
-                return;
-            }
-            for (client, response) in answers {
-                let connection = self.connections.iter_mut().find(|connection| connection.id == client);
-                if let Some(request) = connection.and_then(|connection| connection.answer(response)) {
-                    self.hand_on(client, request);
-                }
+        for (client, response) in self.shared.take() {
+            let connection = self.connections.iter_mut().find(|connection| connection.id == client);
+            if let Some(request) = connection.and_then(|connection| connection.answer(response)) {
+                self.take(client, request);
             }
         }
     }

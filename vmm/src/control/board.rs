@@ -2,14 +2,13 @@
 //! waiting for it.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use address_manager::{AddressManager, CommitTotals};
-use api_client::wire::{DeviceNode, VmConfig, VmCounters, VmInfo, VmState};
+use api_client::wire::{VmConfig, VmCounters, VmInfo, VmState};
 use devices::device::QueueCount;
 use parking_lot::Mutex;
 
@@ -28,21 +27,20 @@ const PATIENCE: Duration = Duration::from_millis(40);
 /// What is known of the VM.
 #[derive(Debug, Default)]
 pub struct Board {
-    status: Mutex<Arc<Status>>,
+    status: Mutex<Option<Arc<Status>>>,
     // Locked for no longer than it takes to read the counters.
     gauges: Mutex<Option<Gauges>>,
     restored: Mutex<Option<Arc<RestoreReport>>>,
 }
 
 /// The VM at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
-    /// What it does; `None` if there is none.
-    pub state: Option<VmState>,
-    /// Its configuration.
-    pub config: Option<Arc<VmConfig>>,
-    /// Its devices, while it is booted.
-    pub device_tree: Option<Arc<BTreeMap<String, DeviceNode>>>,
+    /// What the API tells of it.
+    pub info: VmInfo,
+    /// The same as JSON, written once by the thread that knows it and shared by all who are told; or why it
+    /// cannot be written: a path of the command line need not be text.
+    pub json: Result<Arc<[u8]>, String>,
 }
 
 /// What can be read of a machine that runs.
@@ -56,25 +54,24 @@ struct Gauges {
 
 impl Board {
     /// What is known now.
-    pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.status.lock())
+    ///
+    /// # Errors
+    /// There is no VM.
+    pub fn status(&self) -> Result<Arc<Status>, CommandError> {
+        self.status.lock().clone().ok_or(CommandError::NotCreated)
     }
 
-    /// The same as the API tells it.
+    /// What the VM does; `None` if there is none.
+    pub fn state(&self) -> Option<VmState> {
+        self.status.lock().as_ref().map(|status| status.info.state)
+    }
+
+    /// A copy of what the API tells of the VM.
     ///
     /// # Errors
     /// There is no VM.
     pub fn info(&self) -> Result<VmInfo, CommandError> {
-        let status = self.status();
-        let (Some(state), Some(config)) = (status.state, &status.config) else {
-            return Err(CommandError::NotCreated);
-        };
-        Ok(VmInfo {
-            config: Box::new(VmConfig::clone(config)),
-            state,
-            memory_actual_size: memory_size(config),
-            device_tree: status.device_tree.as_deref().cloned(),
-        })
+        Ok(self.status()?.info.clone())
     }
 
     /// The counters of the devices, as the API tells them.
@@ -141,8 +138,19 @@ impl Board {
         *self.restored.lock() = Some(Arc::new(report.clone()));
     }
 
-    pub(super) fn publish(&self, status: Status) {
-        *self.status.lock() = Arc::new(status);
+    /// From now on, this is known of the VM; nothing if there is none.
+    pub(super) fn publish(&self, info: Option<VmInfo>) {
+        let known = self.status.lock().clone();
+        if known.as_ref().map(|status| &status.info) == info.as_ref() {
+            return;
+        }
+        let status = info.map(|info| {
+            let json = serde_json::to_vec(&info).map(Arc::from).map_err(|error| error.to_string());
+            Arc::new(Status { info, json })
+        });
+        // What was known before goes when it is let go of here, not while somebody waits for the lock.
+        let before = std::mem::replace(&mut *self.status.lock(), status);
+        drop((before, known));
     }
 
     /// From now on, `machine` is read; nothing if there is none.
@@ -154,8 +162,9 @@ impl Board {
             memory: machine.memory().background().map(Background::counters),
             manager: Arc::clone(machine.manager()),
         });
-        // What goes is dropped here: nobody else holds on to a machine that is taken down.
-        drop(std::mem::replace(&mut *self.gauges.lock(), gauges));
+        // What goes is dropped here, and not under the lock: nobody else holds on to a machine that is taken down.
+        let before = std::mem::replace(&mut *self.gauges.lock(), gauges);
+        drop(before);
     }
 }
 
@@ -166,7 +175,7 @@ impl fmt::Debug for Gauges {
 }
 
 /// All RAM of a configuration, in bytes.
-fn memory_size(config: &VmConfig) -> u64 {
+pub(super) fn memory_size(config: &VmConfig) -> u64 {
     let zones = config.memory.zones.iter().flatten();
     zones.fold(config.memory.size, |sum, zone| sum.saturating_add(zone.size))
 }

@@ -14,7 +14,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use api_client::wire::{self, ConsoleMode, JobKind, VmState};
 
 use super::{
-    board::{Board, Status},
+    board::{Board, memory_size},
     command::{Answer, Command},
     error::CommandError,
     tree,
@@ -281,11 +281,13 @@ impl Life {
     /// Shows everybody what there is now.
     fn publish(&self) {
         let tree = self.booted.as_ref().map(|booted| tree::device_tree(booted.machine.layout()));
-        self.board.publish(Status {
-            state: self.state(),
-            config: self.stored.as_ref().map(|stored| Arc::new(stored.said.clone())),
-            device_tree: tree.map(Arc::new),
+        let info = self.state().zip(self.stored.as_ref()).map(|(state, stored)| wire::VmInfo {
+            config: Box::new(stored.said.clone()),
+            state,
+            memory_actual_size: memory_size(&stored.said),
+            device_tree: tree,
         });
+        self.board.publish(info);
     }
 }
 

@@ -14,7 +14,7 @@ mod response;
 
 pub use self::{
     parse::{Event, MAX_BODY, ParseError, Parser},
-    response::{Response, Status},
+    response::{Bytes, Response, Status},
 };
 
 use std::os::fd::OwnedFd;

@@ -145,18 +145,31 @@ impl Parser {
                 }
                 State::Body { method, path, wants_report, length } => {
                     let end = self.done + length;
-                    let Some(body) = self.received.get(self.done..end) else {
+                    if self.received.len() < end {
                         self.state = State::Body { method, path, wants_report, length };
                         return Ok(None);
-                    };
-                    let body = body.to_vec();
-                    self.done = end;
+                    }
                     let descriptors = self.descriptors_until(end);
+                    let body = self.body(end);
                     let request = Request { method, path, body, descriptors, wants_report };
                     return Ok(Some(Event::Request(request)));
                 }
             }
         }
+    }
+
+    /// Takes everything up to `end` for a body. One that is all there is leaves with its memory.
+    fn body(&mut self, end: usize) -> Vec<u8> {
+        if end < self.received.len() {
+            let body = self.received.get(self.done..end).unwrap_or_default().to_vec();
+            self.done = end;
+            return body;
+        }
+        let mut body = std::mem::take(&mut self.received);
+        body.drain(..self.done);
+        self.before += end as u64;
+        self.done = 0;
+        body
     }
 
     /// Whether nothing of a next request has arrived.

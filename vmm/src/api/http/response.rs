@@ -1,6 +1,6 @@
 //! Answers, as the bytes that clients expect.
 
-use std::fmt::Write as _;
+use std::{fmt, fmt::Write as _, sync::Arc};
 
 /// Status codes that this server sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +40,74 @@ impl Status {
 const SERVER: &str = "Cloud Hypervisor API";
 const PARSER: &str = "Firecracker API";
 
+/// Bytes of an answer. What is the same for everybody is there once, however many read it.
+#[derive(Clone)]
+pub enum Bytes {
+    /// Of this answer.
+    Own(Vec<u8>),
+    /// Of all answers that say the same.
+    Shared(Arc<[u8]>),
+    /// Of the program.
+    Fixed(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+            Self::Fixed(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Bytes {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Bytes {}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self))
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Own(bytes)
+    }
+}
+
+impl From<String> for Bytes {
+    fn from(text: String) -> Self {
+        Self::Own(text.into_bytes())
+    }
+}
+
+impl From<Arc<[u8]>> for Bytes {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self::Shared(bytes)
+    }
+}
+
+impl From<&'static str> for Bytes {
+    fn from(text: &'static str) -> Self {
+        Self::Fixed(text.as_bytes())
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     status: Status,
     server: &'static str,
     content_type: &'static str,
-    body: Vec<u8>,
+    body: Bytes,
     headers: Vec<(&'static str, String)>,
 }
 
@@ -57,18 +118,18 @@ impl Response {
             status,
             server: SERVER,
             content_type: "application/json",
-            body: Vec::new(),
+            body: Bytes::Own(Vec::new()),
             headers: Vec::new(),
         }
     }
 
     /// An answer with a body of JSON.
-    pub fn json(status: Status, body: impl Into<Vec<u8>>) -> Self {
+    pub fn json(status: Status, body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..Self::new(status) }
     }
 
     /// An answer with a body of another kind.
-    pub fn with_type(content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    pub fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Self {
         Self { content_type, body: body.into(), ..Self::new(Status::Ok) }
     }
 
@@ -101,12 +162,13 @@ impl Response {
 
     /// The same with another body of the same type.
     #[must_use]
-    pub fn with_body(self, body: impl Into<Vec<u8>>) -> Self {
+    pub fn with_body(self, body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..self }
     }
 
-    /// Its bytes. They leave in one write: there are clients that take what they read first for all of it.
-    pub fn into_bytes(self) -> Vec<u8> {
+    /// Its head and its body. They leave in one write: there are clients that take what they read first for all
+    /// of it.
+    pub fn into_pieces(self) -> [Bytes; 2] {
         let Self { status, server, content_type, body, headers } = self;
         let code = status.code();
         // No reason phrase: there are clients that read everything up to the end of the line as a number.
@@ -122,14 +184,17 @@ impl Response {
             let _ = write!(head, "{name}: {value}\r\n");
         }
         head.push_str("\r\n");
-        let mut bytes = head.into_bytes();
-        bytes.extend_from_slice(&body);
-        bytes
+        [head.into(), body]
+    }
+
+    /// All of its bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.into_pieces().iter().flat_map(|piece| piece.iter().copied()).collect()
     }
 
     /// Leave to send a body.
-    pub fn go_on() -> Vec<u8> {
-        format!("HTTP/1.1 100 \r\nServer: {SERVER}\r\nConnection: keep-alive\r\n\r\n").into_bytes()
+    pub fn go_on() -> Bytes {
+        format!("HTTP/1.1 100 \r\nServer: {SERVER}\r\nConnection: keep-alive\r\n\r\n").into()
     }
 
     /// What a client gets for which there is no room.
@@ -163,7 +228,7 @@ mod tests {
             "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n"
         );
         assert_eq!(
-            String::from_utf8(Response::go_on()).unwrap(),
+            String::from_utf8(Response::go_on().to_vec()).unwrap(),
             "HTTP/1.1 100 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n"
         );
         let full = String::from_utf8(Response::no_room().to_vec()).unwrap();

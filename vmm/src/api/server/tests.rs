@@ -1,20 +1,38 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        atomic::AtomicUsize,
+        mpsc::{Receiver, Sender, channel},
+    },
 };
 
 use tempfile::TempDir;
 
 use super::*;
 
-/// Says the path back; `/later` whenever the test likes.
-struct Echo(Sender<Responder>);
+/// Says the path back; `/later` whenever the test likes; `/big` with more than any socket holds.
+struct Echo {
+    later: Sender<Responder>,
+    big: Arc<[u8]>,
+    asked_for_big: Arc<AtomicUsize>,
+}
+
+const BIG: usize = 8 << 20;
 
 impl Service for Echo {
     fn serve(&self, request: Request, responder: Responder) {
         match request.path.as_str() {
-            "/later" => drop(self.0.send(responder)),
+            "/later" => drop(self.later.send(responder)),
+            "/big" => {
+                self.asked_for_big.fetch_add(1, Ordering::Relaxed);
+                responder.send(Response::json(Status::Ok, Arc::clone(&self.big)));
+            }
+            // As long as the body of one byte says, in milliseconds.
+            "/slow" => {
+                std::thread::sleep(Duration::from_millis(request.body.first().copied().unwrap_or(0).into()));
+                responder.send(Response::new(Status::NoContent));
+            }
             "/never" => {}
             _ => {
                 let said = format!("{} {} {}", request.path, request.body.len(), request.descriptors.len());
@@ -28,6 +46,7 @@ struct Bench {
     directory: TempDir,
     server: Option<Server>,
     later: Receiver<Responder>,
+    asked_for_big: Arc<AtomicUsize>,
 }
 
 impl Bench {
@@ -35,8 +54,11 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let socket = ApiSocket::bind(&directory.path().join("api")).unwrap();
         let (sender, later) = channel();
-        let server = Some(Server::start(socket, Box::new(Echo(sender))).unwrap());
-        Self { directory, server, later }
+        let asked_for_big = Arc::new(AtomicUsize::new(0));
+        let echo =
+            Echo { later: sender, big: vec![b'x'; BIG].into(), asked_for_big: Arc::clone(&asked_for_big) };
+        let server = Some(Server::start(socket, Box::new(echo)).unwrap());
+        Self { directory, server, later, asked_for_big }
     }
 
     fn connect(&self) -> UnixStream {
@@ -207,4 +229,99 @@ fn descriptors_arrive_with_their_request() {
     send(b"xx", 200);
     let mut client = client;
     assert_eq!(body(&mut client), "/a 2 203");
+}
+
+/// Reads the whole answer to a request for `/big`, resting after each piece.
+fn read_big(stream: &mut UnixStream, piece: usize, rest: impl Fn()) -> usize {
+    let (mut bytes, mut length) = (vec![0; piece], 0);
+    while length < BIG {
+        match stream.read(&mut bytes).unwrap() {
+            0 => break,
+            more => length += more,
+        }
+        rest();
+    }
+    length
+}
+
+#[test]
+fn whoever_takes_an_answer_bit_by_bit_gets_all_of_it() {
+    let bench = Bench::new();
+    let mut slow = bench.connect();
+    slow.write_all(b"GET /big HTTP/1.1\r\n\r\n").unwrap();
+    let begun = Instant::now();
+    // For longer than a silent client is given, but never silent for so long.
+    let rest = || {
+        if begun.elapsed() < PATIENCE + Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    };
+    let length = read_big(&mut slow, BIG / 64, rest);
+    assert!(length > BIG && begun.elapsed() > PATIENCE + Duration::from_secs(1), "{length}");
+    assert_eq!(get(&mut slow, "/a"), "/a 0 0");
+}
+
+#[test]
+fn whoever_does_not_take_an_answer_is_cut_off() {
+    let bench = Bench::new();
+    let mut silent = bench.connect();
+    silent.write_all(b"GET /big HTTP/1.1\r\n\r\n").unwrap();
+    std::thread::sleep(PATIENCE + Duration::from_secs(1));
+    let length = read_big(&mut silent, 1 << 16, || ());
+    assert!(length < BIG, "{length}");
+}
+
+#[test]
+fn whoever_asks_and_does_not_listen_is_owed_one_answer() {
+    let bench = Bench::new();
+    let mut greedy = bench.connect();
+    greedy.write_all("GET /big HTTP/1.1\r\n\r\n".repeat(20).as_bytes()).unwrap();
+    let mut other = bench.connect();
+    for _ in 0..100 {
+        get(&mut other, "/a");
+    }
+    assert_eq!(bench.asked_for_big.load(Ordering::Relaxed), 1);
+    // When it listens, it has all of them, one after the other.
+    greedy.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    let mut length = 0;
+    while let more @ 1.. = greedy.read(&mut bytes).unwrap() {
+        length += more;
+    }
+    assert_eq!(bench.asked_for_big.load(Ordering::Relaxed), 20);
+    assert!(length > 20 * BIG, "{length}");
+}
+
+#[test]
+fn long_bodies_take_turns_with_questions() {
+    let bench = Bench::new();
+    // Eight requests of 200 ms each become whole at the same time.
+    let mut writers: Vec<UnixStream> = (0..8).map(|_| bench.connect()).collect();
+    let body = vec![200; LONG];
+    for writer in &mut writers {
+        writer
+            .write_all(format!("PUT /slow HTTP/1.1\r\nContent-Length: {}\r\n\r\n", LONG).as_bytes())
+            .unwrap();
+        writer.write_all(&body[1..]).unwrap();
+    }
+    let mut asks = bench.connect();
+    assert_eq!(get(&mut asks, "/a"), "/a 0 0");
+    for writer in &mut writers {
+        writer.write_all(&body[..1]).unwrap();
+    }
+    let begun = Instant::now();
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        let asked = Instant::now();
+        assert_eq!(get(&mut asks, "/b"), "/b 0 0");
+        longest = longest.max(asked.elapsed());
+    }
+    // Three answers: none waited for more than two of the eight, of which some are still to come.
+    assert!(
+        begun.elapsed() < Duration::from_millis(8 * 200) && longest < Duration::from_millis(4 * 200),
+        "{longest:?}"
+    );
+    for writer in &mut writers {
+        assert!(answer(writer).starts_with("HTTP/1.1 204 "));
+    }
 }

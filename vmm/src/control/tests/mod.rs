@@ -76,7 +76,7 @@ impl Bench {
     }
 
     pub(super) fn state(&self) -> Option<VmState> {
-        self.board.status().state
+        self.board.state()
     }
 
     /// Waits until the VM is in a state.
