@@ -1,12 +1,40 @@
-//! What requests to restore or to move a VM must satisfy before anything is opened. The client program asks
-//! here too, before it sends one.
+//! What requests must satisfy before anything is opened or kept. The client program asks here too, before it
+//! sends one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io};
 
 use api_client::wire::{self, BackgroundFill};
 
 use super::error::CommandError;
 use crate::config::ConfigError;
+
+/// Longest configuration, in bytes of JSON: so long may the answer be that tells it.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// Checks that a configuration does not take more room than any machine needs, in whatever steps it grew.
+///
+/// # Errors
+/// It does.
+pub(super) fn size(said: &wire::VmConfig) -> Result<(), CommandError> {
+    struct Counter(u64);
+    impl io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    // What cannot be written (a path that is no text) is told to whoever asks for it.
+    if serde_json::to_writer(&mut counter, said).is_ok() && counter.0 > MAX_CONFIG {
+        let what = format!("the configuration: {} bytes of JSON, {MAX_CONFIG} at most", counter.0);
+        return Err(CommandError::Request(what));
+    }
+    Ok(())
+}
 
 /// Checks a request to restore a VM.
 ///
@@ -153,6 +181,20 @@ fn unique<'ids>(ids: impl Iterator<Item = &'ids str>) -> Result<(), CommandError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configuration_cannot_grow_for_ever() {
+        let disk = wire::DiskConfig { path: Some("x".repeat(1 << 20).into()), ..wire::DiskConfig::default() };
+        let mut said = wire::VmConfig::default();
+        for _ in 0..7 {
+            said.disks.get_or_insert_default().push(disk.clone());
+            size(&said).unwrap();
+        }
+        said.disks.get_or_insert_default().push(disk);
+        let error = size(&said).unwrap_err();
+        assert!(error.to_string().ends_with(" bytes of JSON, 8388608 at most"), "{error}");
+        assert_eq!((error.class(), error.code()), (crate::control::FailureClass::Invalid, "request-invalid"));
+    }
 
     #[test]
     fn endpoints_are_of_two_kinds() {

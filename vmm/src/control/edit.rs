@@ -23,6 +23,7 @@ impl Life {
         let stored = self.stored.as_mut().ok_or(CommandError::NotCreated)?;
         let mut said = stored.said.clone();
         insert(&mut said, addition)?;
+        super::check::size(&said)?;
         // On a copy: what is assigned now would be assigned again at boot.
         let mut copy = Stored { said: said.clone(), ids: stored.ids.clone() };
         copy.effective()?;

@@ -119,6 +119,7 @@ impl Life {
         if self.stored.is_some() {
             return Err(CommandError::AlreadyCreated);
         }
+        super::check::size(&said)?;
         let consoles = prepare_consoles(&said, &self.host);
         // A configuration whose consoles cannot be opened is there all the same: clients delete it.
         self.stored = Some(Stored { said, ids: IdCounter::default() });
