@@ -12,6 +12,9 @@ use rustix::{
 /// Arenas of the C library's allocator.
 const ARENAS: i32 = 4;
 
+/// Bytes from which on a piece of memory is the kernel's, and goes back to it at once.
+const LARGE: i32 = 1 << 20;
+
 /// Descriptors for which there is room in the kernel's table of this process from the start: a queue needs three, and 24
 /// devices of many queues need several hundred.
 const DESCRIPTORS: u64 = 4096;
@@ -29,6 +32,10 @@ pub fn prepare() {
     // A device's threads allocate little; an arena for each of hundreds costs four system calls and address space.
     // SAFETY: the call sets a number of the C library's allocator, before there is another thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+    // Left alone, the allocator raises this limit with everything large that is let go of, and keeps as much from then
+    // on: a long request of a client, say, in each arena.
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
 }
 
 /// Has as many descriptors as the host allows, and room for them.

@@ -1,4 +1,4 @@
-//! What a machine asks of the host's operating system: its size, and where threads run.
+//! What a machine asks of the host's operating system: its size, where threads run, and to take memory back.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use thiserror::Error;
@@ -8,6 +8,14 @@ pub fn memory_and_swap() -> u64 {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit.max(1));
     info.totalram.saturating_add(info.totalswap).saturating_mul(unit)
+}
+
+/// Gives memory that was let go of back to the host. The allocator by itself keeps what lies between pieces that
+/// are still in use. For the moments after something large, when nobody waits: it looks at all that is free.
+#[expect(unsafe_code, reason = "the allocator is the C library's")]
+pub fn give_back_memory() {
+    // SAFETY: the call only returns pages of memory that nobody has; any thread may make it at any time.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// A host CPU that a thread cannot run on.

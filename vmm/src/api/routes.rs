@@ -6,9 +6,12 @@ use super::{
     commands,
     http::{Method, Request, Response, Status},
     metrics,
-    server::Responder,
+    server::{LONG, Responder},
 };
-use crate::control::{Command, CommandError};
+use crate::{
+    control::{Command, CommandError},
+    host::give_back_memory,
+};
 
 /// What the paths of all endpoints begin with.
 const BASE: &str = "/api/v1/";
@@ -143,6 +146,7 @@ pub(super) fn serve(vmm: &Vmm, request: Request, responder: Responder) {
         return responder.send(answer::not_found());
     };
     let Request { method, body, descriptors, wants_report, .. } = request;
+    let is_long = body.len() >= LONG;
     let asked = Asked { endpoint, wants_report, responder };
     if method != endpoint.method() {
         return asked.answer(endpoint.wrong_method(method));
@@ -165,6 +169,10 @@ pub(super) fn serve(vmm: &Vmm, request: Request, responder: Responder) {
             match read {
                 Ok((command, unknown)) => asked.carry_out(vmm, command, unknown),
                 Err(refusal) => asked.answer(refusal),
+            }
+            if is_long {
+                // What it came to in between was many small pieces.
+                give_back_memory();
             }
         }
         Action::DoAtOnce(act) => match act(vmm, &body) {

@@ -26,6 +26,7 @@ use crate::{
     },
     error::messages,
     events::Events,
+    host::give_back_memory,
     jobs::Jobs,
     machine::{Host, Machine, attach::terminal::Existing, consoles::Seat},
     memory::demand::Pager,
@@ -138,6 +139,8 @@ impl Life {
         self.stored = None;
         self.host.consoles.forget();
         self.events().tell("vm", "deleted");
+        self.board.publish(None);
+        give_back_memory();
         Ok(Answer::Done)
     }
 
