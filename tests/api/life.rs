@@ -9,7 +9,7 @@ use std::{
 
 use api_client::wire::VmState;
 use cumulet_tests::{
-    api::{AT_ONCE, Vmm, guest_config},
+    api::{Vmm, guest_config},
     cumulet, guest,
 };
 use serde_json::json;
@@ -170,22 +170,13 @@ fn whoever_asks_is_answered_at_once_while_vms_come_and_go() {
     let config = guest_config("", &json!({ "memory": { "size": 256 << 20, "prefault": true } }));
     let config = serde_json::from_value(config).unwrap();
     let mut works = vmm.client();
-    let worker = std::thread::spawn(move || {
+    let questions = ["vmm.ping", "vm.info", "vm.counters", "vm.jobs", "metrics"];
+    let ((), answers) = vmm.answers_while(&questions, || {
         for _ in 0..5 {
             works.create(&config).unwrap();
             works.boot().unwrap();
             works.delete().unwrap();
         }
     });
-    let mut asks = vmm.client();
-    let (mut late, mut all) = (0, 0);
-    while !worker.is_finished() {
-        let begun = Instant::now();
-        asks.ping().unwrap();
-        late += u32::from(begun.elapsed() > AT_ONCE);
-        all += 1;
-    }
-    worker.join().unwrap();
-    // A machine that is busy with other tests may be late, but not as often as VMs are made.
-    assert!(all > 100 && late < 5, "{late} of {all} answers took more than {AT_ONCE:?}");
+    assert!(answers.len() > 100, "{} answers", answers.len());
 }

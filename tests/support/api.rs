@@ -7,7 +7,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -19,6 +23,9 @@ use crate::{cumulet, guest};
 
 /// Longest time that a question may take while the VMM is busy with something else.
 pub const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// How often something is done until all answers that came meanwhile were in time.
+const SAMPLES: usize = 4;
 
 /// Returns the path of `cumulet-remote`, built with optimisation.
 ///
@@ -89,7 +96,7 @@ impl Vmm {
         let deadline = Instant::now() + Duration::from_secs(10);
         while UnixStream::connect(vmm.socket()).is_err() {
             assert!(Instant::now() < deadline, "cumulet does not serve its API");
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
         vmm
     }
@@ -166,6 +173,58 @@ impl Vmm {
         number.unwrap_or_else(|| panic!("{status:?} has no resident memory"))
     }
 
+    /// Does `work` while questions are put to the VMM, one after the other over one connection; returns what came of
+    /// the work, and the answers that came meanwhile.
+    ///
+    /// Each answer must come in [`AT_ONCE`], without exception. Other tests may keep the machine from running a process
+    /// for longer than that, so where one is late everything is done again, a few times.
+    ///
+    /// # Panics
+    ///
+    /// If an answer was late each time, or a question had none while the work was done.
+    pub fn answers_while<T>(
+        &self,
+        questions: &[&'static str],
+        mut work: impl FnMut() -> T,
+    ) -> (T, Vec<(&'static str, Reply)>) {
+        let mut late = Vec::new();
+        for _ in 0..SAMPLES {
+            let done = AtomicBool::new(false);
+            let (came, answers) = thread::scope(|scope| {
+                let asker = scope.spawn(|| self.put(questions, &done));
+                // Whether it fails or not, the other one comes to its end.
+                let ends = Raised(&done);
+                let came = work();
+                drop(ends);
+                (came, asker.join().expect("each question is answered"))
+            });
+            let slowest = answers.iter().max_by_key(|(_, _, took)| *took);
+            let (question, _, longest) = slowest.expect("there are questions, and each is put once at least");
+            if *longest < AT_ONCE {
+                return (came, answers.into_iter().map(|(question, reply, _)| (question, reply)).collect());
+            }
+            late.push(format!("{question} {longest:?}"));
+            thread::sleep(Duration::from_millis(200));
+        }
+        panic!("not all answers came in {AT_ONCE:?}, in none of {SAMPLES} attempts: {late:?}");
+    }
+
+    /// Puts each question in turn, until it is `done` and each had an answer.
+    fn put(&self, questions: &[&'static str], done: &AtomicBool) -> Vec<(&'static str, Reply, Duration)> {
+        let mut stream = self.connect();
+        let mut answers = Vec::new();
+        while !done.load(Ordering::Relaxed) || answers.len() < questions.len() {
+            for question in questions {
+                let begun = Instant::now();
+                let reply = send(&mut stream, "GET", question, "");
+                answers.push((*question, reply, begun.elapsed()));
+            }
+            // Whoever does the work needs a processor too.
+            thread::sleep(Duration::from_millis(1));
+        }
+        answers
+    }
+
     /// The names of its threads.
     ///
     /// # Panics
@@ -208,6 +267,15 @@ impl Drop for Vmm {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// Raises a flag when it goes.
+struct Raised<'flag>(&'flag AtomicBool);
+
+impl Drop for Raised<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
