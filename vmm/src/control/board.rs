@@ -2,6 +2,7 @@
 //! waiting for it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 
 use address_manager::{AddressManager, CommitTotals};
 use api_client::wire::{VmConfig, VmCounters, VmInfo, VmState};
-use devices::device::QueueCount;
+use devices::device::{Device, QueueCount};
 use parking_lot::Mutex;
 
 use super::error::CommandError;
@@ -20,9 +21,10 @@ use crate::{
     snapshot::RestoreReport,
 };
 
-/// How long a question for counters waits for devices that are busy; what it does not get in that time it
-/// has from the last time.
-const PATIENCE: Duration = Duration::from_millis(40);
+/// How long a question for counters waits for devices that are busy, all of them together; what it does not get
+/// in that time it has from the last time. Devices are held for some microseconds as a rule, and whoever asks is
+/// served by the thread that serves everybody.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// What is known of the VM.
 #[derive(Debug, Default)]
@@ -46,7 +48,9 @@ pub struct Status {
 /// What can be read of a machine that runs.
 struct Gauges {
     devices: Vec<NamedDevice>,
+    // What was known last, by device.
     last: VmCounters,
+    last_queues: BTreeMap<String, Vec<QueueCount>>,
     vcpus: Vec<(u32, Arc<ExitCounters>)>,
     memory: Option<Arc<Counters>>,
     manager: Arc<AddressManager>,
@@ -74,37 +78,33 @@ impl Board {
         Ok(self.status()?.info.clone())
     }
 
-    /// The counters of the devices, as the API tells them.
+    /// The counters of the devices, as the API tells them; of a device that is busy, those of the last time.
     ///
     /// # Errors
     /// There is no machine.
     pub fn counters(&self) -> Result<VmCounters, CommandError> {
-        let deadline = Instant::now() + PATIENCE;
         let mut gauges = self.gauges.lock();
         let Gauges { devices, last, .. } = gauges.as_mut().ok_or(CommandError::NotRunning)?;
-        for NamedDevice { id, device, .. } in devices.iter() {
-            let patience = deadline.saturating_duration_since(Instant::now());
-            let Some(device) = device.try_lock_for(patience) else { continue };
+        each_at_hand(devices, |id, device| {
             let counters = device.counters();
             if !counters.is_empty() {
                 let counters = counters.into_iter().map(|(name, value)| (name.to_owned(), value));
-                last.insert(id.clone(), counters.collect());
+                last.insert(id.to_owned(), counters.collect());
             }
-        }
+        });
         Ok(last.clone())
     }
 
-    /// What went through each queue: the device, the queue's number, the count. A device that is busy for longer than
-    /// anybody likes to wait is left out.
+    /// What went through each queue: the device, the queue's number, the count; of a device that is busy, that of
+    /// the last time.
     pub fn queues(&self) -> Vec<(String, usize, QueueCount)> {
-        let deadline = Instant::now() + PATIENCE;
-        let gauges = self.gauges.lock();
+        let mut gauges = self.gauges.lock();
+        let Some(Gauges { devices, last_queues, .. }) = gauges.as_mut() else { return Vec::new() };
+        each_at_hand(devices, |id, device| drop(last_queues.insert(id.to_owned(), device.queue_counts())));
         let mut counts = Vec::new();
-        for NamedDevice { id, device, .. } in gauges.iter().flat_map(|gauges| &gauges.devices) {
-            let patience = deadline.saturating_duration_since(Instant::now());
-            let Some(device) = device.try_lock_for(patience) else { continue };
-            let queues = device.queue_counts().into_iter().enumerate();
-            counts.extend(queues.map(|(queue, count)| (id.clone(), queue, count)));
+        for NamedDevice { id, .. } in devices.iter() {
+            let queues = last_queues.get(id).into_iter().flatten().enumerate();
+            counts.extend(queues.map(|(queue, count)| (id.clone(), queue, *count)));
         }
         counts
     }
@@ -134,6 +134,14 @@ impl Board {
         self.restored.lock().clone()
     }
 
+    /// A device of the machine, to keep it busy.
+    #[cfg(test)]
+    pub(crate) fn device(&self, id: &str) -> Option<devices::SharedDevice> {
+        let gauges = self.gauges.lock();
+        let mut devices = gauges.iter().flat_map(|gauges| &gauges.devices);
+        devices.find(|device| device.id == id).map(|device| device.device.clone())
+    }
+
     pub(super) fn remember(&self, report: &RestoreReport) {
         *self.restored.lock() = Some(Arc::new(report.clone()));
     }
@@ -158,6 +166,7 @@ impl Board {
         let gauges = machine.map(|machine| Gauges {
             devices: machine.devices().to_vec(),
             last: VmCounters::new(),
+            last_queues: BTreeMap::new(),
             vcpus: machine.vcpus().shared_counters(),
             memory: machine.memory().background().map(Background::counters),
             manager: Arc::clone(machine.manager()),
@@ -165,6 +174,17 @@ impl Board {
         // What goes is dropped here, and not under the lock: nobody else holds on to a machine that is taken down.
         let before = std::mem::replace(&mut *self.gauges.lock(), gauges);
         drop(before);
+    }
+}
+
+/// Reads every device that is not busy for long.
+fn each_at_hand(devices: &[NamedDevice], mut read: impl FnMut(&str, &dyn Device)) {
+    let deadline = Instant::now() + PATIENCE;
+    for NamedDevice { id, device, .. } in devices {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        if let Some(device) = device.try_lock_for(patience) {
+            read(id, &*device);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ use crate::{
 pub(crate) struct Bench {
     pub(super) handle: Handle,
     pub(crate) vmm: Vmm,
-    pub(super) board: Arc<Board>,
+    pub(crate) board: Arc<Board>,
     pub(super) jobs: Jobs,
     pub(super) requests: Arc<RequestQueue>,
     pub(crate) gate: Arc<Gate>,
