@@ -59,6 +59,18 @@ pub(super) fn bad_request_without_words(code: &str) -> Response {
     Response::new(Status::BadRequest).header(ERROR_HEADER, code)
 }
 
+/// As many commands wait as there is room for.
+pub(super) fn no_room(sentence: &str) -> Response {
+    let messages = ["Error from API", sentence, "Too many requests wait to be done"];
+    refusal(Status::ServiceUnavailable, &messages, "too-many-requests")
+}
+
+/// Whoever was to answer has given up without a word.
+pub(super) fn unanswered() -> Response {
+    let messages = ["Error from API", "The request was dropped without an answer"];
+    refusal(Status::InternalServerError, &messages, "unanswered")
+}
+
 /// What came of a command. `sentence` says what could not be done; with `wants_report` a report is the
 /// body, all of it.
 pub(super) fn outcome(result: Result<Answer, CommandError>, sentence: &str, wants_report: bool) -> Response {

@@ -100,6 +100,11 @@ impl Connection {
         self.phase == Phase::Gone
     }
 
+    /// Whether its request is being answered.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.phase == Phase::Answering
+    }
+
     /// Whether an answer is on its way to it.
     pub(super) fn is_owed(&self) -> bool {
         self.phase == Phase::Answering || (self.phase != Phase::Gone && self.has_output())

@@ -15,6 +15,7 @@ mod commands;
 mod connection;
 pub mod http;
 mod metrics;
+mod queue;
 mod routes;
 mod server;
 mod socket;
@@ -23,8 +24,11 @@ mod tests;
 
 use std::{fmt, io, sync::Arc};
 
-use self::server::{Responder, Server, Service};
 pub use self::socket::{ApiSocket, SocketError};
+use self::{
+    queue::Queue,
+    server::{Responder, Server, Service},
+};
 use crate::{
     control::{Board, Control, Handle},
     jobs::Jobs,
@@ -39,6 +43,7 @@ pub struct Vmm {
     handle: Handle,
     board: Arc<Board>,
     jobs: Jobs,
+    queue: Queue,
     /// Whether a request that says something unknown is refused.
     strict: bool,
     /// What this build can do, in the words that clients look for.
@@ -48,7 +53,14 @@ pub struct Vmm {
 impl Vmm {
     /// The VM that `control` has, or will have.
     pub fn new(control: &Control, strict: bool, features: Vec<String>) -> Self {
-        Self { handle: control.handle(), board: control.board(), jobs: control.jobs(), strict, features }
+        Self {
+            handle: control.handle(),
+            board: control.board(),
+            jobs: control.jobs(),
+            queue: Queue::default(),
+            strict,
+            features,
+        }
     }
 }
 

@@ -199,7 +199,12 @@ impl Asked {
 
     /// Answers when a command has been carried out.
     fn carry_out(self, vmm: &Vmm, command: Command, unknown: Unknown) {
+        let Some(place) = vmm.queue.take(matches!(command, Command::Quit)) else {
+            let refusal = answer::no_room(self.endpoint.sentence);
+            return self.answer(refusal);
+        };
         let reply = move |result: Result<_, CommandError>| {
+            drop(place);
             let Endpoint { name, sentence, action } = self.endpoint;
             let response = match action {
                 Action::Quit if result.is_ok() => Response::new(Status::Ok),

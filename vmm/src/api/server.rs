@@ -20,13 +20,18 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{
+    answer,
     connection::{Connection, PATIENCE},
-    http::{Request, Response, Status},
+    http::{Request, Response},
     socket::ApiSocket,
 };
 
-/// Most clients at a time.
+/// Most clients at a time, without those that wait for something to be done: these take no time of the server, and
+/// others ask meanwhile how it goes.
 const MAX_CONNECTIONS: usize = 10;
+
+/// Most clients in any case.
+const MAX_WITH_WAITING: usize = 2 * MAX_CONNECTIONS;
 
 /// At the end, how long clients may take to read their answers.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -60,7 +65,7 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         // Does nothing after an answer.
-        self.put(Response::new(Status::InternalServerError));
+        self.put(answer::unanswered());
     }
 }
 
@@ -227,7 +232,7 @@ impl Clients {
         let now = Instant::now();
         let mut next = self.connections.iter().filter_map(Connection::deadline).min();
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        if self.connections.len() >= MAX_CONNECTIONS {
+        if !self.has_room() {
             self.connections
                 .iter()
                 .filter_map(Connection::idle_since)
@@ -282,7 +287,7 @@ impl Clients {
                 connection.close();
             }
         }
-        if self.connections.len() < MAX_CONNECTIONS || self.connections.iter().any(Connection::is_gone) {
+        if self.has_room() || self.connections.iter().any(Connection::is_gone) {
             return;
         }
         let idle = self
@@ -292,6 +297,11 @@ impl Clients {
         if let Some(oldest) = idle.min_by_key(|connection| connection.idle_since()) {
             oldest.close();
         }
+    }
+
+    fn has_room(&self) -> bool {
+        let present = self.connections.iter().filter(|connection| !connection.is_waiting()).count();
+        present < MAX_CONNECTIONS && self.connections.len() < MAX_WITH_WAITING
     }
 
     /// Lets everybody in who waits, or says that there is no room.
@@ -309,7 +319,7 @@ impl Clients {
                 }
             };
             self.connections.retain(|connection| !connection.is_gone());
-            if self.connections.len() >= MAX_CONNECTIONS {
+            if !self.has_room() {
                 let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
                 // One that has gone again needs no answer.
                 let _ = rustix::net::send(&socket, Response::no_room(), flags);

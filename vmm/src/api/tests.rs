@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -501,6 +501,135 @@ fn whoever_asks_is_answered_while_a_vm_boots() {
     let mut answer = [0; 200];
     let length = boots.read(&mut answer).unwrap();
     assert!(answer[..length].starts_with(b"HTTP/1.1 204 "));
+}
+
+/// Every question, with its answers without a VM, with one, and with one that is booted.
+const QUESTIONS: [(&str, [u16; 3]); 5] = [
+    ("vmm.ping", [200, 200, 200]),
+    ("vm.info", [404, 200, 200]),
+    ("vm.counters", [500, 500, 200]),
+    ("vm.jobs", [200, 200, 200]),
+    ("metrics", [200, 200, 200]),
+];
+
+impl Server {
+    /// Begins with a request that takes until somebody lets it go on.
+    fn begin(&self, name: &str, body: &str) -> UnixStream {
+        let mut stream = self.connect();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let length = body.len();
+        let head = format!("PUT /api/v1/{name} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
+        stream
+    }
+
+    /// Waits until the last job is a `kind` that is being worked on.
+    fn works_on(&self, kind: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let jobs = self.ask("GET", "vm.jobs", "").json();
+            let last = jobs.as_array().and_then(|jobs| jobs.last()).cloned().unwrap_or_default();
+            if (&last["kind"], &last["state"]) == (&json!(kind), &json!("running")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{jobs}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Puts every question, over and over. Whoever waited for what holds the work up would wait for ever.
+    fn answers_everything(&self, state: usize) {
+        for _ in 0..20 {
+            for (name, codes) in QUESTIONS {
+                assert_eq!(self.ask("GET", name, "").status, codes[state], "{name}");
+            }
+        }
+    }
+}
+
+fn status(stream: &mut UnixStream) -> String {
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[test]
+fn whoever_asks_is_answered_during_a_snapshot_and_a_restore() {
+    let server = Server::new();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    server.create(&json!({ "disks": [{ "path": image.path(), "id": "a" }] }));
+    assert_eq!((server.put("vm.boot"), server.put("vm.pause")), (204, 204));
+    let counters = server.ask("GET", "vm.counters", "").body;
+    let queues =
+        |text: &str| text.lines().filter(|line| line.contains("queue=\"0\"")).map(String::from).collect();
+    let queued: Vec<String> = queues(&server.ask("GET", "metrics", "").body);
+    assert!(counters.contains("read_bytes") && !queued.is_empty(), "{counters} {queued:?}");
+
+    // The disk is busy: so the snapshot waits, and what is told of it is what was known last.
+    let disk = server.bench.board.device("a").unwrap();
+    let busy = disk.lock();
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path().join("snapshot");
+    std::fs::create_dir(&place).unwrap();
+    let url = |name: &str| json!({ name: format!("file://{}", place.display()) }).to_string();
+    let mut snapshot = server.begin("vm.snapshot", &url("destination_url"));
+    server.works_on("snapshot");
+    server.answers_everything(2);
+    assert_eq!(server.ask("GET", "vm.counters", "").body, counters);
+    assert_eq!(queues(&server.ask("GET", "metrics", "").body), queued);
+    server.works_on("snapshot");
+    drop(busy);
+    drop(disk);
+    assert_eq!(status(&mut snapshot), "204");
+
+    assert_eq!(server.put("vm.delete"), 204);
+    server.bench.gate.shut();
+    let mut restore = server.begin("vm.restore", &url("source_url"));
+    server.works_on("restore");
+    server.answers_everything(0);
+    server.works_on("restore");
+    server.bench.gate.open();
+    assert_eq!(status(&mut restore), "204");
+    assert_eq!(server.ask("GET", "vm.info", "").json()["state"], "Paused");
+}
+
+#[test]
+fn ten_that_wait_keep_nobody_from_asking() {
+    let server = Server::new();
+    server.create(&json!({}));
+    server.bench.gate.shut();
+    let mut boot = server.begin("vm.boot", "");
+    server.works_on("boot");
+    let mut others: Vec<UnixStream> = (0..9).map(|_| server.begin("vm.pause", "")).collect();
+    // The eleventh is refused; its connection stays. So are those whose clients do not wait for the answer.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let refused = loop {
+        let mut more = server.begin("vm.resume", "");
+        more.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let mut said = [0; 1000];
+        if let Ok(length) = more.read(&mut said) {
+            more.write_all(b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n").unwrap();
+            assert_eq!(status(&mut more), "200");
+            break String::from_utf8_lossy(&said[..length]).into_owned();
+        }
+        assert!(Instant::now() < deadline);
+    };
+    assert!(refused.starts_with("HTTP/1.1 503 \r\nServer: Cloud Hypervisor API\r\n"), "{refused}");
+    assert!(refused.contains("\r\nX-Cumulet-Error: too-many-requests\r\n"), "{refused}");
+    let words = r#"["Error from API","The VM could not resume","Too many requests wait to be done"]"#;
+    assert!(refused.ends_with(words), "{refused}");
+    server.answers_everything(1);
+    // There is always room for the end.
+    let mut quit = server.begin("vmm.shutdown", "");
+    server.answers_everything(1);
+    server.bench.gate.open();
+    assert_eq!(status(&mut boot), "204");
+    assert_eq!(status(&mut others[0]), "204");
+    for other in &mut others[1..] {
+        assert_eq!(status(other), "500");
+    }
+    assert_eq!(status(&mut quit), "200");
 }
 
 #[test]

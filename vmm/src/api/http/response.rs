@@ -19,6 +19,8 @@ pub enum Status {
     TooManyRequests,
     /// It did not work.
     InternalServerError,
+    /// There is no room for it now.
+    ServiceUnavailable,
 }
 
 impl Status {
@@ -32,6 +34,7 @@ impl Status {
             Self::Conflict => 409,
             Self::TooManyRequests => 429,
             Self::InternalServerError => 500,
+            Self::ServiceUnavailable => 503,
         }
     }
 }
@@ -199,7 +202,8 @@ impl Response {
 
     /// What a client gets for which there is no room.
     pub fn no_room() -> &'static [u8] {
-        b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n\
+        b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\
+          X-Cumulet-Error: no-room\r\n\r\n\
           { \"error\": \"Too many open connections\" }"
     }
 }
@@ -235,7 +239,7 @@ mod tests {
         let (head, body) = full.split_once("\r\n\r\n").unwrap();
         assert!(
             head.starts_with("HTTP/1.1 503\r\n")
-                && head.ends_with(&format!("Content-Length: {}", body.len()))
+                && head.ends_with(&format!("Content-Length: {}\r\nX-Cumulet-Error: no-room", body.len()))
         );
     }
 

@@ -10,6 +10,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::api::http::Status;
 
 /// Says the path back; `/later` whenever the test likes; `/big` with more than any socket holds.
 struct Echo {
@@ -143,6 +144,30 @@ fn the_eleventh_client_is_sent_away() {
 }
 
 #[test]
+fn clients_that_wait_leave_room_for_others() {
+    let bench = Bench::new();
+    let mut waiting: Vec<UnixStream> = (0..10).map(|_| bench.connect()).collect();
+    for client in &mut waiting {
+        client.write_all(b"GET /later HTTP/1.1\r\n\r\n").unwrap();
+    }
+    let responders: Vec<Responder> = waiting.iter().map(|_| bench.later.recv().unwrap()).collect();
+    let mut others: Vec<UnixStream> = (0..10).map(|_| bench.connect()).collect();
+    for client in &mut others {
+        assert_eq!(get(client, "/a"), "/a 0 0");
+    }
+    // There is an end to that too.
+    others[0].write_all(b"GET /later HTTP/1.1\r\n\r\n").unwrap();
+    let eleventh = bench.later.recv().unwrap();
+    assert!(answer(&mut bench.connect()).starts_with("HTTP/1.1 503"));
+    for responder in responders.into_iter().chain([eleventh]) {
+        responder.send(Response::json(Status::Ok, "now"));
+    }
+    for client in waiting.iter_mut().chain(others.first_mut()) {
+        assert_eq!(body(client), "now");
+    }
+}
+
+#[test]
 fn silent_clients_lock_nobody_out() {
     let bench = Bench::new();
     // Silent from the first; in the middle of a request; answered before, of which one goes to make room.
@@ -180,7 +205,12 @@ fn an_answer_that_does_not_come_is_an_error() {
     let bench = Bench::new();
     let mut client = bench.connect();
     client.write_all(b"GET /never HTTP/1.1\r\n\r\n").unwrap();
-    assert!(answer(&mut client).starts_with("HTTP/1.1 500 \r\n"));
+    let said = answer(&mut client);
+    assert!(
+        said.starts_with("HTTP/1.1 500 \r\n") && said.contains("\r\nX-Cumulet-Error: unanswered\r\n"),
+        "{said}"
+    );
+    assert!(said.ends_with(r#"["Error from API","The request was dropped without an answer"]"#), "{said}");
     // A client that leaves before its answer is no error.
     client.write_all(b"GET /later HTTP/1.1\r\n\r\n").unwrap();
     let responder = bench.later.recv().unwrap();
