@@ -9,10 +9,10 @@ use std::{
 
 use api_client::wire::VmState;
 use cumulet_tests::{
-    api::{Vmm, guest_config},
+    api::{Reply, Vmm, guest_config},
     cumulet, guest,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn a_vm_lives_and_the_process_ends_when_asked() {
@@ -179,4 +179,63 @@ fn whoever_asks_is_answered_at_once_while_vms_come_and_go() {
         }
     });
     assert!(answers.len() > 100, "{} answers", answers.len());
+}
+
+#[test]
+fn whoever_asks_is_answered_at_once_during_a_snapshot_and_a_restore() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    const SIZE: u64 = 512 << 20;
+    // Everything but what the guest itself lives in has content that must be written and read.
+    let (first, length) = (64u64 << 20, SIZE - (80 << 20));
+    let place = tempfile::tempdir().unwrap();
+    let serial = place.path().join("serial");
+    let config = guest_config(
+        &format!("fill {first:#x} {length:#x} 7; nonce"),
+        &json!({ "memory": { "size": SIZE }, "serial": { "mode": "File", "file": serial } }),
+    );
+    let questions = ["vmm.ping", "vm.info", "vm.counters", "vm.jobs", "metrics"];
+    let seen = |answers: &[(&str, Reply)], kind: &str| {
+        let running = |job: &Value| job["kind"] == kind && job["state"] == "running";
+        let lists =
+            answers.iter().filter(|(question, _)| *question == "vm.jobs").map(|(_, reply)| reply.json());
+        lists.filter(|jobs| jobs.as_array().is_some_and(|jobs| jobs.iter().any(running))).count()
+    };
+
+    let source = Vmm::start::<&str>(&[]);
+    let mut client = source.client();
+    client.create(&serde_json::from_value(config).unwrap()).unwrap();
+    client.boot().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&serial)
+        .map_or(0, |said| said.lines().filter(|line| line.starts_with("ok")).count())
+        < 2
+    {
+        assert!(Instant::now() < deadline, "{:?}", fs::read_to_string(&serial));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    client.pause().unwrap();
+    let mut number = 0;
+    let (snapshot, answers) = source.answers_while(&questions, || {
+        number += 1;
+        let directory = place.path().join(format!("snapshot-{number}"));
+        fs::create_dir(&directory).unwrap();
+        let url = json!({ "destination_url": format!("file://{}", directory.display()) }).to_string();
+        assert_eq!(source.ask("PUT", "vm.snapshot", &url).status, 204);
+        directory
+    });
+    assert!(seen(&answers, "snapshot") >= 5, "{} answers", answers.len());
+    drop(source);
+
+    let destination = Vmm::start::<&str>(&[]);
+    let url = format!("file://{}", snapshot.display());
+    let restore = json!({ "source_url": url, "memory_restore_mode": "Copy", "verify": "full" }).to_string();
+    let ((), answers) = destination.answers_while(&questions, || {
+        assert_eq!(destination.ask("PUT", "vm.delete", "").status, 204);
+        let reply = destination.ask("PUT", "vm.restore", &restore);
+        assert_eq!(reply.status, 204, "{reply:?}");
+    });
+    assert!(seen(&answers, "restore") >= 5, "{} answers", answers.len());
+    assert_eq!(destination.client().info().unwrap().state, VmState::Paused);
 }
