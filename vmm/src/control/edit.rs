@@ -136,7 +136,7 @@ impl Stored {
             }
         }
         if let Some(ram) = desired_ram {
-            self.resize_booted_memory(ram)?;
+            self.resize_booted_memory(booted, ram)?;
         }
         match (desired_balloon, &self.said.balloon) {
             (None, _) => Ok(()),
@@ -145,7 +145,7 @@ impl Stored {
         }
     }
 
-    fn resize_booted_memory(&mut self, ram: u64) -> Result<(), CommandError> {
+    fn resize_booted_memory(&mut self, booted: &Booted, ram: u64) -> Result<(), CommandError> {
         let memory = &self.said.memory;
         if memory.zones.iter().flatten().next().is_some() {
             return Err(CommandError::Size(
@@ -153,8 +153,8 @@ impl Stored {
             ));
         }
         match memory.hotplug_method {
-            // Takes effect at the next boot, as clients know it.
-            wire::HotplugMethod::Acpi if ram <= memory.size => {
+            // Takes effect at the next boot, as clients know it; until then there is what was booted.
+            wire::HotplugMethod::Acpi if ram <= booted.config.memory_size() => {
                 self.set_memory(ram);
                 Ok(())
             }

@@ -232,7 +232,16 @@ fn memory_that_shrinks_does_so_at_the_next_boot() {
     ram(32 << 20).unwrap();
     assert_eq!(bench.board.info().unwrap().memory_actual_size, 32 << 20);
     assert_eq!(refusal(ram(128 << 20)).0, FAILED);
+    // What is there all the time can be had back; a page more would be new.
+    for bytes in [48 << 20, 64 << 20, 16 << 20, 64 << 20] {
+        ram(bytes).unwrap();
+        assert_eq!(bench.board.info().unwrap().memory_actual_size, bytes);
+    }
+    assert_eq!(refusal(ram((64 << 20) + 4096)).0, FAILED);
+    ram(32 << 20).unwrap();
     bench.handle.call(Command::Reboot).unwrap();
+    // Now it is gone.
+    assert_eq!(refusal(ram(64 << 20)).0, FAILED);
     let none = wire::VmResize { desired_balloon: Some(0), ..Default::default() };
     assert!(refusal(bench.handle.call(Command::Resize(none))).1.contains("no balloon"));
 }
