@@ -4,8 +4,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use cumulet_tests::{
@@ -70,14 +72,13 @@ fn the_version_is_told_under_both_names() {
 
 #[test]
 fn usage_errors_are_2() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 8] = [
         &["--colour"],
         &["--cpus", "boot=2"],
         &["--kernel", "/k", "--kernel", "/l"],
         &["--kernel", "/k", "--seccomp", "maybe"],
         &["--config", "/c", "--cpus", "boot=2"],
         &["--config", "/c", "--kernel", "/k"],
-        &["-v"],
         &["--completions", "tcsh"],
         &["vmlinux"],
     ];
@@ -102,7 +103,7 @@ fn wrong_values_are_1_and_named() {
 #[test]
 fn what_there_is_no_machinery_for_is_refused_by_name() {
     let cases: [&[&str]; 3] = [
-        &["--kernel", "/k", "--seccomp", "true"],
+        &["--kernel", "/k", "--seccomp", "errno"],
         &["--kernel", "/k", "--landlock"],
         &["--kernel", "/k", "--landlock-rules", "path=/,access=r"],
     ];
@@ -110,6 +111,52 @@ fn what_there_is_no_machinery_for_is_refused_by_name() {
         let name = arguments.iter().rev().find_map(|word| word.strip_prefix("--")).unwrap();
         let said = refused(arguments);
         assert!(said.contains(name), "{arguments:?}: {said}");
+    }
+}
+
+/// Whether a process has made up its mind about SIGTERM: it is blocked, for whoever waits for it, or handled.
+fn takes_sigterm(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let masks = ["SigBlk:", "SigCgt:"].map(|name| {
+        let mask =
+            status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells its masks");
+        u64::from_str_radix(mask.trim(), 16).expect("a mask is a number")
+    });
+    // Bit 0 is signal 1, and SIGTERM is 15.
+    masks.iter().any(|mask| mask >> 14 & 1 == 1)
+}
+
+#[test]
+fn with_options_and_nothing_to_boot_the_process_waits() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    // As existing clients know it; what it cannot do it says in the log.
+    let warned: [(&[&str], &[&str]); 3] = [
+        (&["-v"], &["without --api-socket nobody can ask"]),
+        (&["--seccomp", "false"], &["without --api-socket nobody can ask"]),
+        (
+            &["--seccomp", "true"],
+            &["--seccomp true: this version has no system call filters", "nobody can ask"],
+        ),
+    ];
+    for (arguments, expected) in warned {
+        let mut child = Command::new(cumulet::path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        for words in expected {
+            assert!(said.any(|line| line.unwrap().contains(words)), "{arguments:?}: {words}");
+        }
+        cumulet_tests::monitor::until("the signals", || takes_sigterm(child.id()).then_some(()));
+        assert_eq!(child.try_wait().unwrap(), None, "{arguments:?}");
+        let signal = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+        assert!(signal.is_ok_and(|status| status.success()));
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
     }
 }
 

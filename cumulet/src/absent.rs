@@ -32,9 +32,17 @@ pub enum AbsentError {
 /// # Errors
 /// The first option that would have none, or that does not read.
 pub fn refuse(options: &Options) -> Result<(), AbsentError> {
-    let filters = options.seccomp().is_some_and(|mode| mode != Seccomp::Off);
+    let filters = match options.seccomp() {
+        // What clients spell out that would otherwise leave it to the default.
+        Some(Seccomp::Trap) => {
+            log::warn!("--seccomp true: this version has no system call filters, and runs without");
+            false
+        }
+        Some(Seccomp::Log | Seccomp::Errno) => true,
+        Some(Seccomp::Off) | None => false,
+    };
     let listed = [
-        ("seccomp", filters, "system call filters: only false is possible"),
+        ("seccomp", filters, "system call filters: only false, and true with a warning, are possible"),
         ("landlock", options.landlock(), "Landlock confinement"),
     ];
     if let Some((option, _, what)) = listed.into_iter().find(|(_, asked, _)| *asked) {

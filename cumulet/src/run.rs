@@ -35,6 +35,9 @@ pub fn run(program: Program, options: &Options) -> Result<Ending, Box<dyn Error>
     absent::refuse(options)?;
     let first = first(options)?;
     let socket = options.api_socket()?.map(api_socket).transpose()?;
+    if first.is_none() && socket.is_none() {
+        log::warn!("there is nothing to run, and without --api-socket nobody can ask for anything");
+    }
     let events = options.event_monitor()?.map(event_stream).transpose()?.unwrap_or_default();
 
     let host = Host { events, ..Host::new(hypervisor::open(options.hypervisor())?)? };

@@ -33,7 +33,7 @@ use std::{
 };
 
 use api_client::wire::{self, ConsoleMode, RestoreCommit};
-use clap::{ArgMatches, error::ErrorKind};
+use clap::ArgMatches;
 use clap_complete::Shell;
 use thiserror::Error;
 
@@ -109,13 +109,7 @@ impl Options {
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
         let mut command = table::command(program.name());
-        let options = Self { matches: command.try_get_matches_from_mut(arguments)? };
-        let asked = ["version", "completions", "kernel", "firmware", "config", "restore", "api-socket"];
-        if !asked.into_iter().any(|name| options.given(name)) {
-            let what = "nothing to do: --kernel, --firmware, --config, --restore or --api-socket is needed";
-            return Err(command.error(ErrorKind::MissingRequiredArgument, what));
-        }
-        Ok(options)
+        Ok(Self { matches: command.try_get_matches_from_mut(arguments)? })
     }
 
     /// Whether only the version is asked for.
