@@ -128,3 +128,21 @@ fn a_terminal_shows_how_far_it_is() {
     assert_eq!(code, Some(1));
     assert!(shown.contains("VM is already created") && !shown.contains("prefault"), "{shown:?}");
 }
+
+#[test]
+fn shells_get_completions_under_both_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("ch-remote");
+    symlink(remote(), &program).unwrap();
+    for (program, name) in [(remote(), "cumulet-remote"), (program.as_path(), "ch-remote")] {
+        for shell in ["bash", "zsh", "fish", "elvish"] {
+            let ran = cumulet::run(program, &["--completions", shell], "");
+            assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{shell}");
+            for word in [name, "add-generic-vhost-user", "api-socket"] {
+                assert!(ran.stdout.contains(word), "{shell}: no {word}");
+            }
+        }
+        let ran = cumulet::run(program, &["--completions", "tcsh"], "");
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+    }
+}
