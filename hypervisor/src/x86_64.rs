@@ -67,7 +67,9 @@ pub struct DescriptorTable {
     pub limit: u16,
 }
 
-/// The registers that boot protocols fix. Everything not named is at its reset value.
+/// The registers that boot protocols fix. Everything not named is at its reset value, but for the floating-point unit,
+/// which is as after `FNINIT`: what is started at the reset vector has to run that before it uses the unit (Intel SDM
+/// volume 3, 10.2), and everybody else finds it done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadyRegisters {
     /// Instruction pointer.
@@ -78,6 +80,8 @@ pub struct ReadyRegisters {
     pub rbx: u64,
     /// Address of the zero page (Linux x86 boot protocol, 64-bit entry).
     pub rsi: u64,
+    /// After a reset, the processor's signature (Intel SDM volume 3, 10.1.2).
+    pub rdx: u64,
     /// Flags; bit 1 is always set.
     pub rflags: u64,
     /// Code segment.
@@ -98,6 +102,9 @@ pub struct ReadyRegisters {
     pub cr4: u64,
     /// Extended feature enable register.
     pub efer: u64,
+    /// IA32_MTRR_DEF_TYPE (Intel SDM volume 3, 12.11.2.1): 0 after a reset, when nothing is cached. MSHV leaves it as it
+    /// is in a new partition.
+    pub mtrr_default: u64,
 }
 
 /// A named part of saved processor or interrupt-controller state. The bytes are the back end's

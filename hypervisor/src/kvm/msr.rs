@@ -18,7 +18,7 @@ const SYSENTER_EIP: u32 = 0x176;
 const MCG_CAP: u32 = 0x179;
 const MISC_ENABLE: u32 = 0x1a0;
 const MTRR_VARIABLE: u32 = 0x200;
-const MTRR_DEF_TYPE: u32 = 0x2ff;
+pub(super) const MTRR_DEF_TYPE: u32 = 0x2ff;
 const PERF_GLOBAL_CTRL: u32 = 0x38f;
 const MC0_CTL: u32 = 0x400;
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -34,8 +34,8 @@ const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const AMD_PERF_GLOBAL_CTRL: u32 = 0xc000_0301;
 
 /// What a boot protocol finds in the registers that are not 0 after reset, or that it must not find
-/// left over: fast strings on; memory types by MTRR, write-back by default (Intel SDM volume 3, 11.11.2.1).
-pub(super) const READY: [(u32, u64); 10] = [
+/// left over: fast strings on. It says itself what [`MTRR_DEF_TYPE`] is.
+pub(super) const READY: [(u32, u64); 9] = [
     (SYSENTER_CS, 0),
     (SYSENTER_ESP, 0),
     (SYSENTER_EIP, 0),
@@ -45,7 +45,6 @@ pub(super) const READY: [(u32, u64); 10] = [
     (SYSCALL_MASK, 0),
     (KERNEL_GS_BASE, 0),
     (MISC_ENABLE, 1),
-    (MTRR_DEF_TYPE, 1 << 11 | 6),
 ];
 
 /// Most registers in one saved state. Hosts of today have some 250.

@@ -215,6 +215,7 @@ impl Vcpu for KvmVcpu {
             rsp: ready.rsp,
             rbx: ready.rbx,
             rsi: ready.rsi,
+            rdx: ready.rdx,
             rflags: ready.rflags | RFLAGS_FIXED,
             ..kvm_regs::default()
         };
@@ -222,7 +223,9 @@ impl Vcpu for KvmVcpu {
         self.fd
             .set_fpu(&convert::ready_fpu())
             .map_err(|error| self.failed("cannot set", "the floating-point registers", error))?;
-        let msrs: Vec<Msr> = msr::READY.iter().map(|&(index, value)| Msr { index, value }).collect();
+        let memory_types = (msr::MTRR_DEF_TYPE, ready.mtrr_default);
+        let msrs = msr::READY.into_iter().chain([memory_types]).map(|(index, value)| Msr { index, value });
+        let msrs: Vec<Msr> = msrs.collect();
         msr::write(self, &msrs)?;
         let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
         self.fd.set_mp_state(runnable).map_err(|error| self.failed("cannot set", "the activity state", error))

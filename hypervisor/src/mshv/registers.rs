@@ -202,6 +202,7 @@ pub(super) fn ready(ready: &ReadyRegisters) -> (StandardRegisters, Vec<(Name, Va
         rsp: ready.rsp,
         rbx: ready.rbx,
         rsi: ready.rsi,
+        rdx: ready.rdx,
         rflags: ready.rflags | 2,
         ..Default::default()
     };

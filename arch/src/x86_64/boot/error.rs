@@ -217,6 +217,13 @@ pub enum BootError {
         flags: u16,
     },
 
+    /// An image that is given as firmware and is none.
+    #[error("no firmware: {why}")]
+    NotFirmware {
+        /// What it is, or what it lacks.
+        why: String,
+    },
+
     /// A firmware image that cannot be placed.
     #[error(transparent)]
     Layout(#[from] crate::x86_64::layout::LayoutError),

@@ -10,10 +10,13 @@
 //!
 //! Older builds, and those for confidential guests, are data only: they are mapped read-only so
 //! that they end at 4 GiB, and the boot CPU starts at the reset vector, with the registers it has
-//! after reset. [`kind`] tells the two apart.
+//! after reset ([`registers::reset`](super::registers::reset)). [`kind`] tells the two apart.
 
-use super::{BootError, ReadAt, elf};
+use super::{BootError, ReadAt, bzimage, elf, image};
 use crate::x86_64::layout::{self, Range};
+
+/// Bytes from the reset vector to the end of the image.
+const RESET_VECTOR_SIZE: u64 = 16;
 
 /// How a firmware image is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,8 @@ pub enum FirmwareKind {
 /// Finds out how a firmware image is started.
 ///
 /// # Errors
-/// The image is empty, cannot be read, or is data that does not fit below 4 GiB.
+/// The image is empty, cannot be read, is a Linux kernel, or is data that does not fit below 4 GiB or has nothing where
+/// the processor would begin.
 pub fn kind(image: &dyn ReadAt) -> Result<FirmwareKind, BootError> {
     if image.size() == 0 {
         return Err(BootError::Empty);
@@ -35,7 +39,21 @@ pub fn kind(image: &dyn ReadAt) -> Result<FirmwareKind, BootError> {
     if elf::is_elf(image)? {
         return Ok(FirmwareKind::Pvh);
     }
-    Ok(FirmwareKind::Flash(layout::flash(image.size())?))
+    if bzimage::is_bzimage(image)? {
+        return Err(BootError::NotFirmware { why: "it is a Linux bzImage, which is a kernel".into() });
+    }
+    let range = layout::flash(image.size())?;
+    let first = image::read(image, range.size - RESET_VECTOR_SIZE, RESET_VECTOR_SIZE)?;
+    // What erased flash and holes of files are full of. Anything else may be code.
+    for blank in [0, 0xff] {
+        if first.iter().all(|byte| *byte == blank) {
+            let why = format!(
+                "neither an ELF file nor flash: its last {RESET_VECTOR_SIZE} bytes, where a processor begins, are all {blank:#04x}"
+            );
+            return Err(BootError::NotFirmware { why });
+        }
+    }
+    Ok(FirmwareKind::Flash(range))
 }
 
 #[cfg(test)]
@@ -46,12 +64,28 @@ mod tests {
     fn kinds() {
         let elf = [&b"\x7fELF"[..], &[0; 100]].concat();
         assert_eq!(kind(&elf).unwrap(), FirmwareKind::Pvh);
-        let data = vec![0; 0x2_0000];
+        let mut data = vec![0; 0x2_0000];
+        data[0x1_fff0] = 0xf4;
         assert_eq!(kind(&data).unwrap(), FirmwareKind::Flash(Range { start: 0xfffe_0000, size: 0x2_0000 }));
+    }
+
+    #[test]
+    fn what_is_no_firmware_is_told_why() {
         assert!(matches!(kind(&vec![]), Err(BootError::Empty)));
-        assert_eq!(
-            kind(&vec![0; 100]).unwrap_err().to_string(),
-            "firmware image of 0x64 bytes: expected a multiple of 4096 up to 0x1000000"
-        );
+        let said = |image: Vec<u8>| kind(&image).unwrap_err().to_string();
+        let sizes = "expected a multiple of 4096 up to 0x1000000";
+        assert_eq!(said(vec![0x90; 100]), format!("firmware image of 0x64 bytes: {sizes}"));
+        assert_eq!(said(vec![0x90; 0x100_1000]), format!("firmware image of 0x1001000 bytes: {sizes}"));
+        for blank in [0, 0xff] {
+            let said = said(vec![blank; 0x1000]);
+            assert!(
+                said.starts_with("no firmware: ") && said.ends_with(&format!("are all {blank:#04x}")),
+                "{said}"
+            );
+        }
+        let mut kernel = vec![0x90; 0x1000];
+        kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        assert_eq!(said(kernel), "no firmware: it is a Linux bzImage, which is a kernel");
     }
 }

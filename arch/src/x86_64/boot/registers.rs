@@ -19,6 +19,10 @@ const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS is always set (Intel SDM volume 1, 3.4.3).
 const RFLAGS_FIXED: u64 = 1 << 1;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+/// MTRRs are on, and what none of them names is write-back (Intel SDM volume 3, 12.11.2.1).
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// Registers of the PVH entry: 32-bit protected mode with flat segments, paging off, interrupts
 /// off, the start info in EBX (Xen "x86/HVM direct boot ABI").
@@ -32,6 +36,7 @@ pub fn pvh(entry: u64, start_info: u64) -> ReadyRegisters {
         tr: task(),
         gdt: gdt_register(),
         cr0: CR0_PE | CR0_ET,
+        mtrr_default: MTRR_WRITE_BACK,
         ..ReadyRegisters::default()
     }
 }
@@ -52,6 +57,28 @@ pub fn linux64(entry: u64, zero_page: u64) -> ReadyRegisters {
         cr3: PAGE_TABLES_START,
         cr4: CR4_PAE,
         efer: EFER_LME | EFER_LMA,
+        mtrr_default: MTRR_WRITE_BACK,
+        ..ReadyRegisters::default()
+    }
+}
+
+/// Registers after a reset, from which the first instruction is fetched 16 bytes below 4 GiB: real mode with the base
+/// of CS still where no selector of real mode leads, paging and caches off, interrupts off (Intel SDM volume 3, table
+/// 10-1). `signature` is what CPUID leaf 1 has in EAX.
+pub fn reset(signature: u32) -> ReadyRegisters {
+    let data =
+        Segment { limit: 0xffff, kind: 0b0011, code_or_data: true, present: true, ..Segment::default() };
+    let table = DescriptorTable { base: 0, limit: 0xffff };
+    ReadyRegisters {
+        rip: 0xfff0,
+        rdx: signature.into(),
+        rflags: RFLAGS_FIXED,
+        cs: Segment { base: 0xffff_0000, selector: 0xf000, kind: 0b1011, ..data },
+        data,
+        tr: Segment { kind: 0b1011, code_or_data: false, ..data },
+        gdt: table,
+        idt: table,
+        cr0: CR0_CD | CR0_NW | CR0_ET,
         ..ReadyRegisters::default()
     }
 }
@@ -188,5 +215,16 @@ mod tests {
         assert_eq!((linux.rip, linux.rsi, linux.cr3), (0x100_0200, 0x7000, 0x9000));
         assert!(linux.cs.long && !linux.cs.big);
         assert_eq!((linux.cs.selector, linux.data.selector), (0x10, 0x18));
+        assert_eq!((pvh.mtrr_default, linux.mtrr_default), (0x806, 0x806));
+    }
+
+    #[test]
+    fn a_reset_fetches_16_bytes_below_4_gib() {
+        let reset = reset(0x000a_0f11);
+        assert_eq!(reset.cs.base + reset.rip, (4 << 30) - 16);
+        assert_eq!((reset.cs.selector, reset.cs.limit, reset.cs.big), (0xf000, 0xffff, false));
+        assert_eq!((reset.data.selector, reset.data.base, reset.data.limit), (0, 0, 0xffff));
+        assert_eq!((reset.cr0, reset.cr3, reset.cr4, reset.efer), (0x6000_0010, 0, 0, 0));
+        assert_eq!((reset.rflags, reset.rdx, reset.mtrr_default), (2, 0x000a_0f11, 0));
     }
 }
