@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arch::x86_64::layout as map;
+use arch::x86_64::layout::{self as map, Range};
 use devices::pci::Bdf;
 
 use super::{
@@ -29,11 +29,11 @@ pub struct HostCaps {
 }
 
 impl Layout {
-    /// Allocates a layout for a machine that has none.
+    /// Allocates a layout for a machine that has none. `flash` is where its firmware's image says it has to be.
     ///
     /// # Errors
     /// Something does not fit: memory, devices in their slots, BARs in their window, vCPUs.
-    pub fn allocate(config: &VmConfig, caps: &HostCaps) -> Result<Self, LayoutError> {
+    pub fn allocate(config: &VmConfig, caps: &HostCaps, flash: Option<Range>) -> Result<Self, LayoutError> {
         let phys_bits = config.cpus.max_phys_bits.min(caps.phys_bits);
         let ram = place_ram(config)?;
         let ram_end = ram.iter().map(|part| part.base + part.size).max().unwrap_or(0).max(map::HOLE_END);
@@ -59,6 +59,7 @@ impl Layout {
             serial: config.serial != crate::config::ConsoleTarget::Off,
             pvpanic: config.pvpanic,
             generation_id: None,
+            flash: flash.map(|Range { start: base, size }| RangeLayout { base, size }),
         };
         let generation_id = map::GENERATION_ID_START;
         layout.generation_id =

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use arch::x86_64::layout as map;
 use thiserror::Error;
 
-use super::{HostCaps, HotplugLayout, Layout, allocate::HOTPLUG_ALIGNMENT};
+use super::{HostCaps, HotplugLayout, Layout, RangeLayout, allocate::HOTPLUG_ALIGNMENT};
 use crate::config::VmConfig;
 
 /// A layout that cannot be.
@@ -103,6 +103,11 @@ impl Layout {
             && self.in_ram(at, map::GENERATION_ID_SIZE).is_none()
         {
             return mismatch(format!("the generation id at {at:#x} is not in memory"));
+        }
+        if let Some(RangeLayout { base, size }) = self.flash
+            && !map::flash(size).is_ok_and(|flash| (flash.start, flash.size) == (base, size))
+        {
+            return mismatch(format!("firmware at {base:#x}+{size:#x}"));
         }
         self.check_hotplug(config)?;
         self.check_devices(config)

@@ -42,6 +42,9 @@ pub struct Layout {
     /// Address of the VM generation id; none in machines that were made before there was one.
     #[serde(default)]
     pub generation_id: Option<u64>,
+    /// Where firmware lies that is read-only memory; none in machines without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash: Option<RangeLayout>,
 }
 
 /// A part of a memory zone and its place in the guest.

@@ -16,7 +16,7 @@ fn config(said: Value) -> VmConfig {
 }
 
 fn allocate(said: Value) -> Result<Layout, LayoutError> {
-    Layout::allocate(&config(said), &CAPS)
+    Layout::allocate(&config(said), &CAPS, None)
 }
 
 fn zones() -> Value {
@@ -46,7 +46,7 @@ fn memory_to_be_added_is_above_all_that_is_there() {
 #[test]
 fn a_saved_layout_keeps_the_same_memory_for_the_same_zones() {
     let config = config(zones());
-    let layout = Layout::allocate(&config, &CAPS).unwrap();
+    let layout = Layout::allocate(&config, &CAPS, None).unwrap();
     layout.check(&config, &CAPS).unwrap();
     let refused = |change: &dyn Fn(&mut Vec<HotplugLayout>)| {
         let mut other = layout.clone();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use address_manager::{
     AddressManager, HandlerRange, IoSpace, Owner, Route, Transaction, Window, WindowKind, Windows,
 };
+use arch::x86_64::boot::registers;
 use devices::{
     SharedDevice,
     pci::{HostBridge, PciSegment},
@@ -20,10 +21,11 @@ use super::{
     BuildError, Commits, Host, Machine, MachineState, NamedDevice,
     attach::{self, Attached, ImageLocks, RateLimiters},
     consoles::Seat,
+    flash::{Flash, SavedFlash},
     generation,
     payload::{self, OpenPayload},
     platform::{Platform, PlatformParts},
-    processors::{host_caps, irqchip_mode, vcpu_plans},
+    processors::{host_caps, irqchip_mode, signature, vcpu_plans},
     sinks::Interrupts,
 };
 use crate::{
@@ -53,23 +55,33 @@ impl Machine {
         config.check()?;
         let supported = host.hypervisor.supported_cpuid()?;
         let caps = host_caps(host, &supported);
-        let layout = Layout::allocate(config, &caps)?;
         let payload = config.payload.as_ref().ok_or(ConfigError::NoPayload)?;
+        let flash = Flash::of(payload)?;
+        let layout = Layout::allocate(config, &caps, flash.as_ref().map(Flash::range))?;
         let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
-        let payload = OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?;
+        let payload = match &flash {
+            // It is all that there is, and lies where it is.
+            Some(_) => None,
+            None => Some(OpenPayload::open(payload, &layout, acpi.rsdp, taken.as_slice())?),
+        };
+        let entry = payload
+            .as_ref()
+            .map_or_else(|| registers::reset(signature(&supported)), |payload| payload.plan.entry);
         let memory = GuestMemory::map(&config.memory, tally)?;
         tally.phase("machine", None);
         not_cancelled()?;
         let vm = host.hypervisor.create_vm(&VmOptions::default())?;
-        let prepared = Prepared::new(config, host, vm, layout, memory, "boot")?;
+        let prepared = Prepared::new(config, host, vm, layout, (memory, flash), "boot")?;
         let indices = prepared.layout.present_vcpus();
         let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
-            0 => VcpuStart::Ready(Box::new(payload.plan.entry)),
+            0 => VcpuStart::Ready(Box::new(entry)),
             _ => VcpuStart::Waiting,
         })?;
         let memory = prepared.transaction.memory();
-        payload.load(&memory, tally)?;
+        if let Some(payload) = &payload {
+            payload.load(&memory, tally)?;
+        }
         for (at, bytes) in &acpi.pieces {
             payload::write(bytes, *at, &memory)?;
         }
@@ -88,6 +100,7 @@ impl Machine {
 pub(super) struct Prepared {
     pub(super) layout: Layout,
     pub(super) memory: GuestMemory,
+    pub(super) flash: Option<SavedFlash>,
     pub(super) vm: Arc<dyn Vm>,
     pub(super) manager: Arc<AddressManager>,
     pub(super) segments: Vec<Arc<PciSegment>>,
@@ -103,7 +116,7 @@ impl Prepared {
         host: &Host,
         vm: Arc<dyn Vm>,
         layout: Layout,
-        memory: GuestMemory,
+        (memory, flash): (GuestMemory, Option<Flash>),
         label: &str,
     ) -> Result<Self, BuildError> {
         let capabilities = host.hypervisor.capabilities();
@@ -111,6 +124,9 @@ impl Prepared {
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
         let transaction = manager.begin_owned(label);
         transaction.add(&memory.wired(&layout.ram))?;
+        if let Some(flash) = &flash {
+            transaction.add_slot(flash.slot())?;
+        }
         let irqchip = irqchip_mode(host, &layout);
         transaction.adopt_routes(lines(irqchip))?;
         let interrupts = Interrupts::new(Arc::clone(&vm), irqchip);
@@ -157,7 +173,8 @@ impl Prepared {
             segment.plug(device.bdf.device(), attached.clone())?;
             devices.push(NamedDevice { id: device.id.clone(), device: attached, control });
         }
-        Ok(Self { layout, memory, vm, manager, segments, platform, devices, transaction })
+        let flash = flash.as_ref().map(Flash::saved);
+        Ok(Self { layout, memory, flash, vm, manager, segments, platform, devices, transaction })
     }
 
     /// Gives every device its saved state, several at a time. What that changes in the wiring is staged.

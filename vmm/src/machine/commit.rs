@@ -44,7 +44,7 @@ impl Prepared {
             Commits::Once => self.stage(),
             Commits::Each => Vec::new(),
         };
-        let Self { layout, memory, vm, manager, segments, platform, devices, transaction } = self;
+        let Self { layout, memory, flash, vm, manager, segments, platform, devices, transaction } = self;
         let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
         let committed = transaction.commit_with(|| {
             vm.create_irqchip(irqchip_mode(host, &layout), false)?;
@@ -85,6 +85,7 @@ impl Prepared {
             stopped_clock,
             // Its counters run since they were set.
             stopped_at: Instant::now(),
+            flash,
             report,
         })
     }

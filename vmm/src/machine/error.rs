@@ -9,7 +9,7 @@ use hypervisor::HypervisorError;
 use thiserror::Error;
 use vm_migration::LoadError;
 
-use super::{attach::AttachError, payload::PayloadError};
+use super::{attach::AttachError, flash::FlashError, payload::PayloadError};
 use crate::{config::ConfigError, cpu::VcpuError, layout::LayoutError, memory::BackingError};
 
 /// A machine could not be built.
@@ -24,6 +24,9 @@ pub enum BuildError {
     /// The payload cannot be booted.
     #[error("payload")]
     Payload(#[from] PayloadError),
+    /// The firmware in the guest's flash cannot be had again.
+    #[error(transparent)]
+    Flash(#[from] FlashError),
     /// The machine cannot be described to the guest.
     #[error("ACPI tables")]
     Acpi(#[from] AcpiError),

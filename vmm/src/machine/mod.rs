@@ -13,6 +13,7 @@ mod commit;
 pub mod consoles;
 mod descriptors;
 mod error;
+pub mod flash;
 pub mod generation;
 mod images;
 mod lifecycle;
@@ -33,7 +34,7 @@ use address_manager::{AddressManager, CommitReport};
 use devices::{SharedDevice, pci::PciSegment};
 use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
-use self::{arming::Arming, consoles::Consoles, platform::Platform, sinks::RequestQueue};
+use self::{arming::Arming, consoles::Consoles, flash::SavedFlash, platform::Platform, sinks::RequestQueue};
 pub use self::{
     blank::Blank,
     clock::{ClockPolicy, TscFrequency},
@@ -106,6 +107,8 @@ pub struct Machine {
     stopped_clock: Option<VmClock>,
     /// When it came to stand still; of one that runs, when it did so last.
     stopped_at: Instant,
+    /// What its firmware's image is, if that is in flash.
+    flash: Option<SavedFlash>,
     report: CommitReport,
     // Last: until nobody can touch it any more, missing pages are brought in.
     memory: GuestMemory,

@@ -15,7 +15,7 @@ use arch::x86_64::{
     memory_map::{MemoryMap, MemoryMapEntry},
 };
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, mmap::MmapRegionError};
 
 use crate::{config::Payload, layout::Layout, memory::content::Tally};
 
@@ -57,6 +57,15 @@ pub enum PayloadError {
         #[source]
         source: BootError,
     },
+    /// There is no memory for a copy of the firmware.
+    #[error("firmware: no {size:#x} bytes of memory for it")]
+    Room {
+        /// Number of bytes.
+        size: u64,
+        /// Why.
+        #[source]
+        source: MmapRegionError,
+    },
     /// Somebody asked for it to be given up.
     #[error("given up, as was asked for")]
     Cancelled,
@@ -86,9 +95,9 @@ pub struct OpenPayload {
 }
 
 /// A file as the planner reads it.
-struct Image<'file> {
-    file: &'file File,
-    size: u64,
+pub(super) struct Image<'file> {
+    pub(super) file: &'file File,
+    pub(super) size: u64,
 }
 
 impl ReadAt for Image<'_> {
@@ -181,7 +190,11 @@ fn memory_map(layout: &Layout, taken: &[MemoryMapEntry]) -> Result<MemoryMap, la
     MemoryMap::new(&ram, taken)
 }
 
-fn open(what: &'static str, path: &Path) -> Result<(File, u64), PayloadError> {
+/// Opens an image.
+///
+/// # Errors
+/// It cannot be opened, is no regular file, or is empty.
+pub(super) fn open(what: &'static str, path: &Path) -> Result<(File, u64), PayloadError> {
     let cannot_open = |source| PayloadError::Open { what, path: path.to_path_buf(), source };
     let file = File::open(path).map_err(cannot_open)?;
     let metadata = file.metadata().map_err(cannot_open)?;

@@ -26,6 +26,11 @@ pub(super) fn host_caps(host: &Host, supported: &[CpuidEntry]) -> HostCaps {
     }
 }
 
+/// What a processor has in EDX after a reset; 0 where the hypervisor tells no leaf 1.
+pub(super) fn signature(supported: &[CpuidEntry]) -> u32 {
+    supported.iter().find(|entry| entry.leaf == 1).map_or(0, |entry| entry.eax)
+}
+
 /// APIC ids that a message with an extended destination can name.
 const MAX_DESTINATIONS: u32 = 1 << 15;
 

@@ -20,6 +20,7 @@ use super::{
     builder::Prepared,
     clock::{ClockPolicy, Shift, TscFrequency},
     descriptors,
+    flash::Flash,
     processors::{host_caps, irqchip_mode, vcpu_plans},
     sections,
 };
@@ -45,6 +46,8 @@ pub struct Restored {
     pub layout: Layout,
     /// Its memory, with its content.
     pub memory: GuestMemory,
+    /// Its firmware, if that is in flash, as [`Flash::again`] has it.
+    pub flash: Option<Flash>,
     /// Everything else.
     pub state: MachineState,
     /// CPU identification that this host can give, as [`check_restore`](Machine::check_restore) tells.
@@ -107,7 +110,7 @@ impl Machine {
         restored: Restored,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { vm, layout, memory, state, supported, commits, clock, tsc } = restored;
+        let Restored { vm, layout, memory, flash, state, supported, commits, clock, tsc } = restored;
         let indices = layout.present_vcpus();
         let (prepared, saved, threads) = std::thread::scope(|scope| {
             // With many of them it takes as long as all the devices.
@@ -115,8 +118,8 @@ impl Machine {
             let threads = (indices.len() > VCPUS_STARTED_ALONE)
                 .then(|| threads.spawn_scoped(scope, || Vcpus::start(&indices)).ok())
                 .flatten();
-            let prepared =
-                phases.time("prepare", || Prepared::new(config, host, vm, layout, memory, "restore"))?;
+            let prepared = phases
+                .time("prepare", || Prepared::new(config, host, vm, layout, (memory, flash), "restore"))?;
             let saved = phases.time("load", || {
                 prepared.load(&state)?;
                 parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))

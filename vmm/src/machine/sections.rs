@@ -16,7 +16,11 @@ use serde::Deserialize;
 use virtio_devices::{block::Block, console::Console, net::Net, rng::Rng, transport::pci::VirtioPciState};
 use vm_migration::{LoadError, Section, State};
 
-use super::{platform::SERIAL_ID, state::hypervisors_own};
+use super::{
+    flash::{self, SavedFlash},
+    platform::SERIAL_ID,
+    state::hypervisors_own,
+};
 use crate::{
     config::DeviceKind,
     layout::{DeviceLayout, Layout},
@@ -47,6 +51,9 @@ pub fn check(
     }
     for (id, kind) in platform(layout, irqchip) {
         expect(id, kind)?;
+    }
+    if layout.flash.is_some() {
+        expect(flash::ID, (SavedFlash::KIND, SavedFlash::VERSION))?;
     }
     for DeviceLayout { id, kind, .. } in &layout.devices {
         let (kind, newest) = device(*kind);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_migration::{LoadError, SaveError, Section, State};
 
-use super::{Machine, NamedDevice, clock, sections::Kind};
+use super::{Machine, NamedDevice, clock, flash, sections::Kind};
 use crate::{cpu::VcpuError, layout::Layout};
 
 const IRQCHIP: &str = "__irqchip";
@@ -93,6 +93,9 @@ impl Machine {
         let irqchip = self.vm.save_irqchip().map_err(StateError::Irqchip)?;
         sections.push(Section::save(IRQCHIP, &SavedIrqchip(irqchip))?);
         sections.push(Section::save(CLOCK, &SavedClock(self.stopped_clock))?);
+        if let Some(flash) = &self.flash {
+            sections.push(Section::save(flash::ID, flash)?);
+        }
         for NamedDevice { id, device, .. } in self.all_devices() {
             sections.push(device.lock().save_section(id)?);
         }

@@ -16,7 +16,8 @@ use crate::{
     jobs::Progress,
     layout::Layout,
     machine::{
-        BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, TscFrequency, generation,
+        BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, TscFrequency, flash::Flash,
+        generation,
     },
     memory::{
         BackingError, GuestMemory,
@@ -160,6 +161,8 @@ pub struct Checked {
     said: wire::VmConfig,
     pub(super) config: VmConfig,
     ids: IdCounter,
+    /// The firmware in the guest's flash.
+    flash: Option<Flash>,
     pub(super) layout: Layout,
     supported: Vec<CpuidEntry>,
     pub(super) plan: RestorePlan,
@@ -205,7 +208,8 @@ impl Opened {
     }
 
     /// Holds configuration, layout, state and the host's processors against each other. What `said` was changed to in
-    /// the meantime counts. Nothing is opened or made.
+    /// the meantime counts. Nothing is opened or made, but
+    /// that firmware in flash is read again.
     ///
     /// # Errors
     /// They are of different machines, there is a state of a newer version, or this host cannot run the guest.
@@ -231,10 +235,11 @@ impl Opened {
             let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
             let supported = supported().map_err(BuildError::from)?;
             Machine::check_restore(&config, host, &layout, &cpu, &supported, snapshot.sections())?;
+            let flash = Flash::again(&config, &layout, snapshot.sections()).map_err(BuildError::from)?;
             let plan = RestorePlan::new(&config.memory, &manifest.memory, request.memory)?;
-            Ok::<_, RestoreError>((config, layout, supported, plan))
+            Ok::<_, RestoreError>((config, flash, layout, supported, plan))
         });
-        let (config, layout, supported, plan) = checked?;
+        let (config, flash, layout, supported, plan) = checked?;
         Ok(Checked {
             request,
             phases,
@@ -244,6 +249,7 @@ impl Opened {
             said,
             config,
             ids,
+            flash,
             layout,
             supported,
             plan,
@@ -264,7 +270,7 @@ impl Checked {
         watch: Watch,
     ) -> Result<Revived, RestoreError> {
         let Self { request, mut phases, snapshot, edited, overridden, said, .. } = self;
-        let Self { mut config, ids, layout, supported, mut plan, .. } = self;
+        let Self { mut config, ids, flash, layout, supported, mut plan, .. } = self;
         for zone in &mut config.memory {
             zone.prefault = request.prefault && request.memory != Some(MemoryMode::OnDemand);
         }
@@ -287,7 +293,7 @@ impl Checked {
         let state = MachineState::new(snapshot.into_sections());
         let vm = vm().map_err(BuildError::from)?;
         let (commits, clock, tsc) = (request.commits, request.clock, request.tsc);
-        let restored = Restored { vm, layout, memory, state, supported, commits, clock, tsc };
+        let restored = Restored { vm, layout, memory, flash, state, supported, commits, clock, tsc };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod cycles;
+mod flash;
 mod states;
 
 use std::{

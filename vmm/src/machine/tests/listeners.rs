@@ -64,7 +64,7 @@ fn restored(disks: usize, commits: Commits) -> (Vec<Arc<BackEnd>>, u64) {
         sections.into_iter().map(|section| (section.id.clone(), section)).collect();
     let memory = GuestMemory::map(&config.memory, &()).unwrap();
     let vm = bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
-    let prepared = Prepared::new(&config, &bench.host, vm, layout, memory, "restore").unwrap();
+    let prepared = Prepared::new(&config, &bench.host, vm, layout, (memory, None), "restore").unwrap();
     let back_ends: Vec<Arc<BackEnd>> = (0..disks).map(|_| Arc::default()).collect();
     for back_end in &back_ends {
         prepared.transaction.add_listener(Arc::clone(back_end) as Arc<_>);

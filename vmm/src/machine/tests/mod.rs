@@ -1,6 +1,7 @@
 //! Machines on the fake hypervisor, built from what a client would say.
 
 mod firmware;
+mod flash;
 mod images;
 mod lifecycle;
 mod listeners;

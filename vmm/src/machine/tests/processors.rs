@@ -93,6 +93,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
     let restored = Restored {
         layout,
         memory: GuestMemory::map(&config.memory, &()).unwrap(),
+        flash: None,
         state: MachineState::new(state),
         supported,
         commits: Commits::Once,
