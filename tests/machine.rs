@@ -338,6 +338,74 @@ fn kernels_that_cannot_be_booted_are_refused() {
     assert!(said.contains("memory") || said.contains("RAM"), "{said}");
 }
 
+/// Where in the flash image below there is a byte to be read and written.
+const FLASH_BYTE: usize = 0x100;
+
+/// A flat firmware image of 64 KiB: it tries to write `X` over a byte of itself, says the byte on COM1 and exits with 42.
+fn flash_image() -> Vec<u8> {
+    let code: &[&[u8]] = &[
+        &[0x2e, 0xc6, 0x06, 0x00, 0x01, b'X'], // mov byte [cs:0x100], 'X'
+        &[0x2e, 0xa0, 0x00, 0x01],             // mov al, [cs:0x100]
+        &[0xba, 0xf8, 0x03],                   // mov dx, 0x3f8
+        &[0xee],                               // out dx, al
+        &[0xb0, b'\n'],                        // mov al, '\n'
+        &[0xee],                               // out dx, al
+        &[0xba, 0x01, 0x05],                   // mov dx, 0x501
+        &[0xb0, 42],                           // mov al, 42
+        &[0xee],                               // out dx, al
+        &[0xf4],                               // hlt
+    ];
+    let mut image = vec![0x90; 64 << 10];
+    image.splice(..code.concat().len(), code.concat());
+    image[FLASH_BYTE] = b'F';
+    // At the reset vector: jmp to the image's first byte.
+    image.splice(0xfff0..0xfff3, [0xe9, 0x0d, 0x00]);
+    image
+}
+
+#[test]
+fn flat_firmware_runs_from_the_reset_vector_and_cannot_be_written() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("flash");
+    fs::write(&path, flash_image()).unwrap();
+    let firmware = ["--firmware", path.to_str().unwrap(), "--memory", "size=64M", "--console", "off"];
+    let consoles = ["--serial", "tty", "--debug-exit", "0x501"];
+    let ran = cumulet::run(cumulet::path(), &[&firmware[..], &consoles].concat(), "");
+    assert_eq!((ran.code, ran.stdout.trim_end()), (Some(42), "F"), "{}", ran.stderr);
+    // Nor is the file.
+    assert_eq!(fs::read(&path).unwrap()[FLASH_BYTE], b'F');
+}
+
+#[test]
+fn firmware_that_cannot_be_started_is_refused() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let written = |name: &str, content: &[u8]| {
+        fs::write(place.join(name), content).unwrap();
+        place.join(name)
+    };
+    let cases = [
+        (place.join("missing"), "No such file"),
+        (place.to_path_buf(), "not a regular file"),
+        (written("empty", &[]), "is empty"),
+        (written("odd", &flash_image()[1..]), "expected a multiple of 4096"),
+        (written("large", &vec![0x90; (16 << 20) + 4096]), "expected a multiple of 4096 up to 0x1000000"),
+        (written("blank", &[0xff; 64 << 10]), "no firmware"),
+    ];
+    for (firmware, expected) in cases {
+        let path = firmware.to_str().unwrap();
+        let said = refusal(&["--firmware", path, "--console", "off"]);
+        assert!(said.contains("firmware") && said.contains(path), "{said}");
+        assert!(said.contains(expected), "{path}: {said:?} has no {expected:?}");
+    }
+}
+
 #[test]
 fn initramfs_images_that_cannot_be_loaded_are_refused() {
     if !cumulet::kvm_is_usable() {
