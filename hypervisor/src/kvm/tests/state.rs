@@ -1,9 +1,9 @@
 //! Save in one VM, load in another, and go on there.
 
-use super::{Access, CODE, DATA, Machine, Seen, code, host, out, run};
+use super::{Access, CODE, DATA, Machine, Seen, code, host, out, real_mode, run};
 use crate::{
     IrqchipMode, Vcpu, VcpuExit,
-    x86_64::{CpuidEntry, Msr, VcpuState, VmClock},
+    x86_64::{CpuidEntry, ReadyRegisters, VcpuState, VmClock},
 };
 
 const TSC: u32 = 0x10;
@@ -152,12 +152,17 @@ fn host_tsc() -> u64 {
 fn ready_registers_are_what_was_asked_for() {
     let Some(host) = host() else { return };
     let machine = Machine::new(&*host, None, &[]);
-    let state = machine.vcpu(&*host).save().unwrap();
-    let regs = &state.parts.iter().find(|part| part.name == "kvm.regs").unwrap().bytes;
-    assert_eq!(regs[128..136], CODE.to_le_bytes());
-    for wanted in [Msr { index: 0x2ff, value: 0x806 }, Msr { index: 0x1a0, value: 1 }] {
-        let found = state.msrs.iter().find(|msr| msr.index == wanted.index).unwrap();
-        assert_eq!(found.value & wanted.value, wanted.value, "{:#x}", wanted.index);
+    let mut vcpu = machine.vcpu(&*host);
+    // As after a reset, with what a kernel finds, and as after a reset again.
+    for mtrr_default in [0, 0x806, 0] {
+        let ready = ReadyRegisters { rdx: 0x000a_0f11, mtrr_default, ..real_mode(CODE) };
+        vcpu.set_ready(&ready).unwrap();
+        let state = vcpu.save().unwrap();
+        let regs = &state.parts.iter().find(|part| part.name == "kvm.regs").unwrap().bytes;
+        assert_eq!((&regs[24..32], &regs[128..136]), (&ready.rdx.to_le_bytes()[..], &CODE.to_le_bytes()[..]));
+        let msr = |index| state.msrs.iter().find(|msr| msr.index == index).unwrap().value;
+        assert_eq!(msr(0x2ff), mtrr_default);
+        assert_eq!(msr(0x1a0) & 1, 1);
     }
 }
 
