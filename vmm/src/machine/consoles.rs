@@ -73,7 +73,8 @@ impl Consoles {
         Ok(())
     }
 
-    /// A console's end: the one that is open, or else a new one. `None` if there shall be no device.
+    /// A console's end: the one that is open, or else a new one, as for a machine that is built again. A file then keeps
+    /// what it has: a guest's last words before it rebooted are the ones that matter. `None` if there shall be no device.
     ///
     /// # Errors
     /// It cannot be opened, made or listened on.
@@ -83,7 +84,7 @@ impl Consoles {
         if prepared.is_some() {
             return Ok(prepared.map(|opened| opened.terminal));
         }
-        let opened = terminal::open(target, Existing::Truncate)?;
+        let opened = terminal::open(target, Existing::Append)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
         *place = Place { opened: None, pty, _socket: SocketFile::of(target) };
         Ok(opened.map(|opened| opened.terminal))
@@ -106,5 +107,28 @@ impl Consoles {
             Seat::Serial => &self.serial,
             Seat::Virtio => &self.virtio,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_emptied_for_a_new_machine_and_kept_when_it_is_built_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let target = ConsoleTarget::File(path.clone());
+        let consoles = Consoles::default();
+        fs::write(&path, "of another machine").unwrap();
+        consoles.prepare(Seat::Serial, &target, Existing::Truncate).unwrap();
+        drop(consoles.take(Seat::Serial, &target).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        fs::write(&path, "last words").unwrap();
+        consoles.forget();
+        drop(consoles.take(Seat::Serial, &target).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "last words");
     }
 }
