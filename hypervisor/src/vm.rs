@@ -64,6 +64,14 @@ pub trait Hypervisor: Send + Sync {
     /// The hypervisor does not hand it out.
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, HypervisorError>;
 
+    /// Checks that the time stamp counters of a guest that has measured `khz` can count at that rate, which loading a
+    /// vCPU's state asks for. The host says how fast they count only through a VM, so this may make one, without memory,
+    /// and drop it again.
+    ///
+    /// # Errors
+    /// They count at another rate and cannot be scaled, or the host cannot be asked.
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError>;
+
     /// Makes an empty VM: no memory, no vCPU, no interrupt controller.
     ///
     /// # Errors

@@ -97,6 +97,10 @@ impl Hypervisor for FakeHypervisor {
         ])
     }
 
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        vcpu::check_tsc_khz(&self.capabilities, khz)
+    }
+
     fn create_vm(&self, options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
         let entries = options.dirty_ring_entries;
         self.recorder.record(Call::CreateVm { dirty_ring_entries: entries })?;

@@ -9,7 +9,7 @@ use super::{
     vm::VmState,
 };
 use crate::{
-    ExitBus, HypervisorError, IoSpace, Vcpu, VcpuExit, VcpuKicker,
+    Capabilities, ExitBus, HypervisorError, IoSpace, Vcpu, VcpuExit, VcpuKicker,
     x86_64::{CpuidEntry, Msr, ReadyRegisters, StatePart, VcpuState},
 };
 
@@ -205,7 +205,7 @@ impl Vcpu for FakeVcpu {
             part(POSITION, self.position.to_le_bytes().to_vec()),
             part(LAST_READ, self.last_read.clone()),
         ];
-        Ok(VcpuState { cpuid: self.cpuid.clone(), msrs: self.msrs.clone(), tsc_khz: Some(1_000_000), parts })
+        Ok(VcpuState { cpuid: self.cpuid.clone(), msrs: self.msrs.clone(), tsc_khz: Some(TSC_KHZ), parts })
     }
 
     /// The script goes on where the saved vCPU's stood, so give both the same one.
@@ -256,6 +256,18 @@ impl Vcpu for FakeVcpu {
     fn notify_pause(&self) {
         self.recorder.note(Call::Vcpu { index: self.index, call: VcpuCall::NotifyPause });
     }
+}
+
+/// At which rate the counters of a fake host count.
+const TSC_KHZ: u32 = 1_000_000;
+
+/// A host without control over its counters has their rate, and no other.
+pub(super) fn check_tsc_khz(host: &Capabilities, khz: u32) -> Result<(), HypervisorError> {
+    if host.tsc_control || khz == TSC_KHZ {
+        return Ok(());
+    }
+    let detail = format!("TSC of {khz} kHz; this host's has {TSC_KHZ} kHz and cannot be scaled");
+    Err(HypervisorError::Invalid { what: "vCPU state", detail })
 }
 
 const REGISTER_COUNT: usize = 9;

@@ -136,6 +136,16 @@ impl Hypervisor for KvmHypervisor {
         Ok(table.as_slice().iter().map(convert::cpuid_from_kvm).collect())
     }
 
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        if self.host.capabilities.tsc_control || !self.host.details.tsc_khz {
+            return Ok(());
+        }
+        let asked = |error| call("cannot ask for", "the TSC frequency".to_owned(), error);
+        let vm = self.host.kvm.create_vm().map_err(asked)?;
+        let have = vm.create_vcpu(0).and_then(|vcpu| vcpu.get_tsc_khz()).map_err(asked)?;
+        state::compare_tsc_khz(khz, have)
+    }
+
     fn create_vm(&self, options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
         Ok(Arc::new(vm::KvmVm::new(&self.host, options)?))
     }

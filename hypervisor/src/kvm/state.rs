@@ -156,17 +156,19 @@ fn load_tsc_khz(vcpu: &KvmVcpu, khz: u32) -> Result<(), HypervisorError> {
     } else {
         0
     };
-    if have == khz {
-        return Ok(());
-    }
-    if host.capabilities.tsc_control {
+    if have != khz && host.capabilities.tsc_control {
         return vcpu
             .fd
             .set_tsc_khz(khz)
             .map_err(|error| vcpu.failed("cannot load", &format!("the TSC frequency ({khz} kHz)"), error));
     }
+    compare_tsc_khz(khz, have)
+}
+
+/// Holds the frequency that a guest has measured against that of a host that cannot scale it; 0 is one that the host
+/// does not tell, with which nothing can be compared.
+pub(super) fn compare_tsc_khz(khz: u32, have: u32) -> Result<(), HypervisorError> {
     let tolerated = u64::from(khz) * TSC_TOLERANCE_PPM / 1_000_000;
-    // A host that does not tell its frequency cannot be compared with.
     if have == 0 || u64::from(have.abs_diff(khz)) <= tolerated {
         return Ok(());
     }

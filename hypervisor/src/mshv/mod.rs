@@ -179,6 +179,10 @@ impl Hypervisor for MshvHypervisor {
         Ok(cpuid::supported(&self.features))
     }
 
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        MshvVm::create(&self.device, &self.features)?.check_tsc_khz(khz)
+    }
+
     fn create_vm(&self, options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
         if options.dirty_ring_entries != 0 {
             return Err(HypervisorError::Missing { what: "a dirty ring" });

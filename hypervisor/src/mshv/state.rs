@@ -219,7 +219,7 @@ fn check_msrs(msrs: &[Msr], known: &[u32]) -> Result<(), HypervisorError> {
     }
 }
 
-fn check_tsc(saved: Option<u32>, host: Option<u32>) -> Result<(), HypervisorError> {
+pub(super) fn check_tsc(saved: Option<u32>, host: Option<u32>) -> Result<(), HypervisorError> {
     let (Some(saved), Some(host)) = (saved, host) else { return Ok(()) };
     let off = u64::from(saved.abs_diff(host)) * 1_000_000;
     if off <= u64::from(host) * TSC_TOLERANCE_PPM {

@@ -102,6 +102,11 @@ impl MshvVm {
         Ok(Self { partition: Arc::new(partition) })
     }
 
+    /// Checks that a guest which has measured that frequency finds it here.
+    pub fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        state::check_tsc(Some(khz), self.partition.tsc_khz)
+    }
+
     /// The partition's descriptor.
     pub fn partition(&self) -> &VmFd {
         &self.partition.fd

@@ -105,7 +105,7 @@ impl Life {
 
     /// Finds out what a restore would do.
     fn rehearse(&self, restore: Restore) -> Outcome {
-        let rehearsal = open(restore)?.check(&self.host, IdCounter::default())?.rehearse()?;
+        let rehearsal = open(restore)?.check(&self.host, IdCounter::default())?.rehearse(&self.host)?;
         Ok(Answer::Rehearsed(Box::new(rehearsal)))
     }
 

@@ -6,11 +6,18 @@
 //! At a restore both are set forward by one and the same time, or by none. From then on they run, as in every
 //! paused machine: a guest sees its pauses, and of the time that it was a snapshot what [`ClockPolicy`] says.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use hypervisor::x86_64::{VcpuState, VmClock};
+use hypervisor::{
+    Hypervisor,
+    x86_64::{VcpuState, VmClock},
+};
+use vm_migration::Section;
 
-use super::BuildError;
+use super::{BuildError, MachineState};
 
 /// IA32_TIME_STAMP_COUNTER.
 const TSC: u32 = 0x10;
@@ -42,6 +49,31 @@ impl TscFrequency {
             state.tsc_khz = None;
         }
     }
+}
+
+/// Checks that the clocks of a restored machine can show what they shall: what building it would find out.
+///
+/// # Errors
+/// They cannot, or the states of its clocks cannot be read.
+pub fn check(
+    sections: &BTreeMap<String, Section>,
+    vcpus: &[u32],
+    hypervisor: &dyn Hypervisor,
+    policy: ClockPolicy,
+    frequency: TscFrequency,
+) -> Result<(), BuildError> {
+    let shift = Shift::new(policy, MachineState::clock_of(sections)?.as_ref())?;
+    let mut frequencies = BTreeSet::new();
+    for index in vcpus {
+        let mut state = MachineState::vcpu_of(sections, *index)?;
+        shift.counter(&mut state)?;
+        frequency.choose(&mut state);
+        frequencies.extend(state.tsc_khz);
+    }
+    for khz in frequencies {
+        hypervisor.check_tsc_khz(khz)?;
+    }
+    Ok(())
 }
 
 /// How far the clocks of a machine are set forward.

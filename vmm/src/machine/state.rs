@@ -128,7 +128,17 @@ impl MachineState {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn vcpu(&self, index: u32) -> Result<VcpuState, LoadError> {
-        self.section(&vcpu_id(index))?.load::<SavedVcpu>().map(|SavedVcpu(state)| state)
+        Self::vcpu_of(&self.sections, index)
+    }
+
+    /// The state of a vCPU, by the sections of those that are not a machine's yet.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn vcpu_of(sections: &BTreeMap<String, Section>, index: u32) -> Result<VcpuState, LoadError> {
+        let id = vcpu_id(index);
+        let section = sections.get(&id).ok_or(LoadError::Missing { id })?;
+        section.load::<SavedVcpu>().map(|SavedVcpu(state)| state)
     }
 
     /// The state of the interrupt controllers.

@@ -5,7 +5,7 @@ use super::{FillReport, RestoreError, Verify, filling::Filling, restore::Checked
 use crate::{
     config::{MemoryZoneConfig, VmConfig},
     machine::{
-        BuildError, MachineState,
+        self, BuildError, Host, MachineState,
         attach::{self, probe},
     },
     memory::content::{self, ZoneMode},
@@ -36,16 +36,25 @@ pub struct Rehearsal {
 
 impl Checked {
     /// All that this host does not have for it, of what can be found out without taking it.
-    pub fn obstacles(&self) -> Vec<RestoreError> {
+    pub fn obstacles(&self, host: &Host) -> Vec<RestoreError> {
         let memory = self.snapshot.open_memory().err().map(RestoreError::from);
-        memory.into_iter().chain(resources(&self.config).into_iter().map(RestoreError::from)).collect()
+        let clocks = self.check_clocks(host).err();
+        let built = clocks.into_iter().chain(resources(&self.config)).map(RestoreError::from);
+        memory.into_iter().chain(built).collect()
+    }
+
+    fn check_clocks(&self, host: &Host) -> Result<(), BuildError> {
+        let (clock, tsc) = (self.request.clock, self.request.tsc);
+        let vcpus = self.layout.present_vcpus();
+        machine::check_clocks(self.snapshot.sections(), &vcpus, &*host.hypervisor, clock, tsc)
     }
 
     /// Tries the restore.
     ///
     /// # Errors
     /// What would keep it from succeeding, as far as that can be known.
-    pub fn rehearse(self) -> Result<Rehearsal, RestoreError> {
+    pub fn rehearse(self, host: &Host) -> Result<Rehearsal, RestoreError> {
+        self.check_clocks(host)?;
         let Self { request, snapshot, edited, overridden, config, layout, mut plan, .. } = self;
         let saved = snapshot.open_memory()?;
         plan.look_at(&saved);

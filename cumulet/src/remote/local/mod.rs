@@ -169,11 +169,11 @@ fn can_restore(directory: &Path, arguments: &ArgMatches) -> Result<(String, Valu
     }
     let host = Host::new(hypervisor::open(kind)?).map_err(LocalError::Host)?;
     let checked = opened.check(&host, IdCounter::default())?;
-    let missing = checked.obstacles();
+    let missing = checked.obstacles(&host);
     if !missing.is_empty() {
         return Err(LocalError::Missing(missing));
     }
-    let rehearsal = checked.rehearse()?;
+    let rehearsal = checked.rehearse(&host)?;
     let mut text = format!("{} can be restored here\n", rehearsal.directory.display());
     text += &format!("  {} processors; devices: {}\n", rehearsal.vcpus, rehearsal.devices.join(", "));
     for zone in &rehearsal.memory {

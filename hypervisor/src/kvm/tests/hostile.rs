@@ -143,8 +143,10 @@ fn another_frequency_needs_a_host_that_scales() {
     };
     state.tsc_khz = Some(khz + khz / 10_000);
     vcpu.load(&state).unwrap();
+    host.check_tsc_khz(khz + khz / 10_000).unwrap();
     state.tsc_khz = Some(khz / 2);
     let result = vcpu.load(&state);
+    assert_eq!(result.is_ok(), host.check_tsc_khz(khz / 2).is_ok(), "known beforehand");
     if host.capabilities().tsc_control {
         result.unwrap();
         assert_eq!(vcpu.save().unwrap().tsc_khz, Some(khz / 2));

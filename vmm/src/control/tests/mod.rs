@@ -195,6 +195,10 @@ impl Hypervisor for Gated {
         self.inner.supported_cpuid()
     }
 
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        self.inner.check_tsc_khz(khz)
+    }
+
     fn create_vm(&self, options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
         self.gate.pass();
         // A new one each time: the recording one keeps its VMs.

@@ -3,14 +3,17 @@
 //! them first says that, and not what is wrong.
 
 use arch::x86_64::compat;
-use hypervisor::x86_64::CpuidEntry;
+use hypervisor::{Capabilities, fake::capable, x86_64::CpuidEntry};
 use serde_json::json;
 
 use super::{
-    super::Verify,
+    super::{Request, Verify},
     golden::{Golden, Offering},
 };
-use crate::error::chain;
+use crate::{
+    error::chain,
+    machine::{ClockPolicy, TscFrequency},
+};
 
 /// Why it is refused where nothing of its host's is there.
 fn refusal(golden: &Golden) -> String {
@@ -102,4 +105,34 @@ fn what_the_hosts_processors_lack_is_refused_by_name() {
     assert!(without(1, |entry| entry.ecx &= !(1 << 13)).ends_with(": cx16"));
     assert!(without(0x8000_0001, |entry| entry.edx &= !(1 << 20)).ends_with(": nx"));
     assert!(without(0, |entry| entry.ebx ^= 1).contains("CPU vendor "));
+}
+
+#[test]
+fn counters_that_this_host_cannot_have_are_found_out_when_a_restore_is_tried() {
+    let golden = Golden::unpacked();
+    let host = |tsc_control| Offering::able_to(Capabilities { tsc_control, ..capable() }, golden.cpu.clone());
+    let request = |tsc| Request { tsc, ..golden.request(Verify::State) };
+    let error = golden.try_out(request(TscFrequency::Saved), &host(false)).unwrap_err();
+    assert_eq!(error.code(), "restore-failed");
+    let said = chain(&error);
+    assert!(
+        said.contains("TSC of ") && said.contains("this host's has 1000000 kHz and cannot be scaled"),
+        "{said}"
+    );
+    golden.try_out(request(TscFrequency::Host), &host(false)).unwrap();
+    golden.try_out(request(TscFrequency::Saved), &host(true)).unwrap();
+}
+
+#[test]
+fn clocks_that_cannot_be_set_forward_are_found_out_when_a_restore_is_tried() {
+    let golden = Golden::unpacked();
+    let advance = || Request { clock: ClockPolicy::Advance, ..golden.request(Verify::State) };
+    golden.try_out(advance(), &Offering::host(golden.cpu.clone())).unwrap();
+    golden.forge_state(|state| {
+        state.iter_mut().find(|section| section["id"] == "__clock").unwrap()["state"]["realtime_ns"] =
+            json!(null);
+    });
+    let said = chain(&golden.try_out(advance(), &Offering::host(golden.cpu.clone())).unwrap_err());
+    assert!(said.contains("the snapshot does not say when it was"), "{said}");
+    golden.rehearse(Verify::State).unwrap();
 }

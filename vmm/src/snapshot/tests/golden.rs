@@ -9,7 +9,8 @@ use std::{
 
 use api_client::wire::RestoreOverride;
 use hypervisor::{
-    Capabilities, Hypervisor, HypervisorError, HypervisorKind, Vm, VmOptions, fake::FakeHypervisor,
+    Capabilities, Hypervisor, HypervisorError, HypervisorKind, Vm, VmOptions,
+    fake::{FakeHypervisor, capable},
     x86_64::CpuidEntry,
 };
 use serde_json::{Value, json, value::RawValue};
@@ -64,17 +65,22 @@ impl Golden {
 
     /// What a restore would come to, on a host of the kind that it is from.
     pub(super) fn rehearse(&self, verify: Verify) -> Result<Rehearsal, RestoreError> {
-        let mut opened = Opened::open(self.request(verify))?;
+        self.try_out(self.request(verify), &Offering::host(self.cpu.clone()))
+    }
+
+    /// What that restore would come to on that host.
+    pub(super) fn try_out(&self, request: Request, host: &Host) -> Result<Rehearsal, RestoreError> {
+        let mut opened = Opened::open(request)?;
         opened.lay_over(&self.overrides())?;
-        opened.check(&Offering::host(self.cpu.clone()), IdCounter::default())?.rehearse()
+        opened.check(host, IdCounter::default())?.rehearse(host)
     }
 
     /// What it would come to on a host on which nothing is at its place.
     pub(super) fn rehearse_on(&self, host: &Host) -> Result<Rehearsal, RestoreError> {
-        Opened::open(self.request(Verify::Full))?.check(host, IdCounter::default())?.rehearse()
+        Opened::open(self.request(Verify::Full))?.check(host, IdCounter::default())?.rehearse(host)
     }
 
-    fn request(&self, verify: Verify) -> Request {
+    pub(super) fn request(&self, verify: Verify) -> Request {
         Request {
             source: self.snapshot(),
             memory: None,
@@ -129,7 +135,12 @@ pub(super) struct Offering {
 
 impl Offering {
     pub(super) fn host(cpuid: Vec<CpuidEntry>) -> Host {
-        Host::new(Arc::new(Self { inner: FakeHypervisor::new(), cpuid })).unwrap()
+        Self::able_to(capable(), cpuid)
+    }
+
+    /// One that can do no more than that.
+    pub(super) fn able_to(capabilities: Capabilities, cpuid: Vec<CpuidEntry>) -> Host {
+        Host::new(Arc::new(Self { inner: FakeHypervisor::with_capabilities(capabilities), cpuid })).unwrap()
     }
 }
 
@@ -144,6 +155,10 @@ impl Hypervisor for Offering {
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, HypervisorError> {
         Ok(self.cpuid.clone())
+    }
+
+    fn check_tsc_khz(&self, khz: u32) -> Result<(), HypervisorError> {
+        self.inner.check_tsc_khz(khz)
     }
 
     fn create_vm(&self, _options: &VmOptions) -> Result<Arc<dyn Vm>, HypervisorError> {
