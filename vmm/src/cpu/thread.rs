@@ -94,6 +94,10 @@ fn run(vcpu: &mut dyn Vcpu, bus: &mut Bus, mailbox: &Mailbox, requests: &dyn Req
             Ok(VcpuExit::Interrupted) => bus.counters().interrupted(),
             Ok(VcpuExit::EndOfInterrupt(_)) => {}
             Ok(VcpuExit::Reset) => {
+                log::warn!(
+                    "vCPU {} cannot go on (a triple fault, by which some guests also reboot): the machine is reset",
+                    vcpu.index()
+                );
                 requests.request(GuestRequest::Reset);
                 mailbox.park();
             }
