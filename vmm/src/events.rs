@@ -1,7 +1,7 @@
 //! The event stream: what happens to the VM, told to whoever started this process.
 //!
 //! One JSON object an event, each followed by an empty line. Nothing of it blocks: what a full pipe does
-//! not take is lost, as its reader chose. No string holds a brace as such, because there are readers that
+//! not take is lost, as its reader chose, but never a part of an event. No string holds a brace as such, because there are readers that
 //! find the end of an object by counting them.
 
 use std::{
@@ -24,7 +24,15 @@ pub struct Events(Option<Arc<Stream>>);
 #[derive(Debug)]
 struct Stream {
     begun: Instant,
-    target: Mutex<File>,
+    target: Mutex<Target>,
+}
+
+#[derive(Debug)]
+struct Target {
+    file: File,
+    /// What a pipe has not taken yet of an event of which it has taken a part: the kernel writes no more than 4096
+    /// bytes all or nothing.
+    rest: Vec<u8>,
 }
 
 impl Events {
@@ -46,7 +54,8 @@ impl Events {
 
     fn to_file(target: File) -> io::Result<Self> {
         fcntl_setfl(&target, fcntl_getfl(&target)? | OFlags::NONBLOCK)?;
-        Ok(Self(Some(Arc::new(Stream { begun: Instant::now(), target: Mutex::new(target) }))))
+        let target = Mutex::new(Target { file: target, rest: Vec::new() });
+        Ok(Self(Some(Arc::new(Stream { begun: Instant::now(), target }))))
     }
 
     /// Tells of an event that has nothing more to say.
@@ -61,9 +70,35 @@ impl Events {
         let mut target = stream.target.lock();
         let elapsed = stream.begun.elapsed();
         let text = format(elapsed.as_secs(), elapsed.subsec_nanos(), source, event, properties);
-        // What is not taken is lost.
-        let _ = target.write(text.as_bytes());
+        target.write(text.as_bytes());
     }
+}
+
+impl Target {
+    /// Writes an event, or the first part of it, or loses it.
+    fn write(&mut self, event: &[u8]) {
+        let rest = std::mem::take(&mut self.rest);
+        self.rest = not_taken(&mut self.file, &rest).to_vec();
+        if self.rest.is_empty() {
+            let left = not_taken(&mut self.file, event);
+            if left.len() < event.len() {
+                self.rest = left.to_vec();
+            }
+        }
+    }
+}
+
+/// Writes what is taken without waiting; the rest of it.
+fn not_taken<'a>(file: &mut File, mut bytes: &'a [u8]) -> &'a [u8] {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(taken @ 1..) => bytes = bytes.get(taken..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // It is full, or nobody reads it.
+            Ok(0) | Err(_) => break,
+        }
+    }
+    bytes
 }
 
 fn format(secs: u64, nanos: u32, source: &str, event: &str, properties: &[(&str, &str)]) -> String {
@@ -127,5 +162,34 @@ mod tests {
         File::from(reader).read_to_string(&mut text).unwrap();
         assert!(text.ends_with("}\n\n"));
         assert!((1..2000).contains(&text.matches("booted").count()));
+    }
+
+    #[test]
+    fn an_event_that_a_pipe_takes_in_parts_is_whole_in_the_end() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut reader = File::from(reader);
+        let events = Events::to_descriptor(writer).unwrap();
+        // More than is written all or nothing, and no divisor of what a pipe holds.
+        let long = "x".repeat(5000);
+        let mut text = Vec::new();
+        for _ in 0..3 {
+            for _ in 0..40 {
+                events.tell_with("vm", "restored", &[("report", &long)]);
+            }
+            let mut some = [0; 16384];
+            let length = reader.read(&mut some).unwrap();
+            text.extend_from_slice(&some[..length]);
+        }
+        events.tell("vm", "last");
+        drop(events);
+        reader.read_to_end(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let told: Vec<serde_json::Value> = serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("there are whole events, and nothing else");
+        assert!((10..120).contains(&told.len()), "{}", told.len());
+        let of = |event: &serde_json::Value| event["properties"]["report"].as_str().map(str::len);
+        assert!(told.iter().all(|event| event["event"] == "last" || of(event) == Some(5000)));
     }
 }
