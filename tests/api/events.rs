@@ -6,13 +6,13 @@ use std::{fs, process::Command, thread};
 use cumulet_tests::{
     cumulet,
     monitor::{Monitor, until},
-    saved::{drive, machine},
+    saved::{drive, machine, snapshot},
 };
 use serde_json::{Value, json};
 
-/// The events of a stream, each as its source, its name and the id among its properties. It is read as libvirt does: an
-/// object ends where as many braces are closed as are open (rest-api.md, section 8.3).
-fn read(stream: &str) -> Vec<(String, String, Option<String>)> {
+/// The events of a stream. It is read as libvirt does: an object ends where as many braces are closed as are open
+/// (rest-api.md, section 8.3).
+fn objects(stream: &str) -> Vec<Value> {
     let (mut events, mut open, mut begin) = (Vec::new(), 0, 0);
     for (at, brace) in stream.match_indices(['{', '}']) {
         match brace {
@@ -26,15 +26,23 @@ fn read(stream: &str) -> Vec<(String, String, Option<String>)> {
         if open == 0 {
             let event: Value = serde_json::from_str(&stream[begin..=at]).expect("an event is JSON");
             assert!(event["timestamp"]["nanos"].is_u64(), "{event}");
-            let text = |value: &Value| value.as_str().map(str::to_owned);
-            events.push((
-                text(&event["source"]).expect("it has a source"),
-                text(&event["event"]).expect("it has a name"),
-                text(&event["properties"]["id"]),
-            ));
+            events.push(event);
         }
     }
     events
+}
+
+/// The events of a stream, each as its source, its name and the id among its properties.
+fn read(stream: &str) -> Vec<(String, String, Option<String>)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    objects(stream)
+        .iter()
+        .map(|event| {
+            let source = text(&event["source"]).expect("it has a source");
+            let name = text(&event["event"]).expect("it has a name");
+            (source, name, text(&event["properties"]["id"]))
+        })
+        .collect()
 }
 
 #[test]
@@ -80,6 +88,49 @@ fn devices_and_the_vm_are_told_over_a_descriptor_that_was_handed_over() {
     assert_eq!(told.last(), Some(&("reset", Some("_disk0"))), "{told:?}");
     let last = events.last().map(|(source, event, _)| (source.as_str(), event.as_str()));
     assert_eq!(last, Some(("vmm", "shutdown")));
+}
+
+#[test]
+fn a_restore_tells_its_whole_report() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let mut console = monitor.boot(place, &machine(place));
+    drive(&mut console);
+    let saved = snapshot(&mut monitor, place);
+    drop(console);
+    monitor.quit();
+
+    let stream = place.join("events");
+    let path = stream.to_str().expect("it is text");
+    let mut monitor = Monitor::start(place, &["--event-monitor", &format!("path={path}")]);
+    let answered = monitor.restore(&saved, &json!({ "resume": true, "memory_restore_mode": "OnDemand" }));
+    monitor.quit();
+    let events = objects(&fs::read_to_string(&stream).unwrap());
+    let restored: Vec<&Value> = events.iter().filter(|event| event["event"] == "restored").collect();
+    let [restored] = restored[..] else { panic!("{events:?}") };
+    let properties = &restored["properties"];
+    let told: Value = serde_json::from_str(properties["report"].as_str().expect("it has a report"))
+        .expect("the report is JSON");
+    assert_eq!(told, answered);
+    assert_eq!(told["memory"][0]["mode"], "ondemand");
+    assert_eq!(told["commit"]["slots_added"]["count"], 1);
+    // What is short is told by itself as well.
+    let same =
+        |property: &str, told: &Value| assert_eq!(properties[property], told.to_string(), "{property}");
+    same("total_ns", &told["total_ns"]);
+    same("commits", &told["totals"]["commits"]);
+    same("commit_ns", &told["commit"]["total_ns"]);
+    same("doorbells_late", &told["commit"]["doorbells_late"]);
+    let phases = told["phases"].as_array().expect("there are phases");
+    assert!(phases.iter().any(|phase| phase["name"] == "run processors"), "{phases:?}");
+    for phase in phases {
+        let name = phase["name"].as_str().expect("it has a name").replace(' ', "_");
+        same(&format!("phase_{name}_ns"), &phase["ns"]);
+    }
 }
 
 /// Whether taps are to be made here. A host where they cannot be has to say so.

@@ -156,6 +156,10 @@ impl Life {
             let name = phase.name.replace(' ', "_");
             (format!("phase_{name}_ns"), phase.ns.to_string())
         }));
+        match serde_json::to_string(&wire::RestoreReport::from(report.clone())) {
+            Ok(report) => properties.push(("report".to_owned(), report)),
+            Err(error) => log::error!("the report of the restore cannot be told: {error}"),
+        }
         let properties: Vec<(&str, &str)> =
             properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         self.events().tell_with("vm", "restored", &properties);
