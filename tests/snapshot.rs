@@ -310,6 +310,8 @@ fn the_hosts_resources_can_be_edited_and_nothing_else() {
         ("/memory/size", json!(64 << 20), "memory.size was 134217728"),
         ("/disks/0/num_queues", json!(1), "disks.0.num_queues was 2"),
         ("/pvpanic", json!(true), "pvpanic was false"),
+        ("/serial/mode", json!("Off"), "serial.mode was \"Socket\""),
+        ("/console/mode", json!("Off"), "console.mode was \"Null\""),
     ] {
         let mut before = Value::Null;
         edit(&saved.snapshot, |config| {

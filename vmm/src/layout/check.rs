@@ -6,7 +6,7 @@ use arch::x86_64::layout as map;
 use thiserror::Error;
 
 use super::{HostCaps, HotplugLayout, Layout, RangeLayout, allocate::HOTPLUG_ALIGNMENT};
-use crate::config::VmConfig;
+use crate::config::{ConsoleTarget, VmConfig};
 
 /// A layout that cannot be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -108,6 +108,11 @@ impl Layout {
             && !map::flash(size).is_ok_and(|flash| (flash.start, flash.size) == (base, size))
         {
             return mismatch(format!("firmware at {base:#x}+{size:#x}"));
+        }
+        let serial = config.serial != ConsoleTarget::Off;
+        if self.serial != serial {
+            let whether = |there: bool| if there { "a serial port" } else { "no serial port" };
+            return mismatch(format!("{}, configured {}", whether(self.serial), whether(serial)));
         }
         self.check_hotplug(config)?;
         self.check_devices(config)

@@ -111,3 +111,16 @@ fn the_generation_id_is_in_memory() {
     assert_eq!(old.generation_id, None);
     assert_eq!(check(&old), Ok(()));
 }
+
+#[test]
+fn a_serial_port_is_there_or_not() {
+    let with = |mode: &str| config(json!({ "memory": { "size": GIB }, "serial": { "mode": mode } }));
+    for (saved, now, expected) in [
+        ("Null", "Off", "saved layout: a serial port, configured no serial port"),
+        ("Off", "Tty", "saved layout: no serial port, configured a serial port"),
+    ] {
+        let layout = Layout::allocate(&with(saved), &CAPS, None).unwrap();
+        layout.check(&with(saved), &CAPS).unwrap();
+        assert_eq!(layout.check(&with(now), &CAPS).unwrap_err().to_string(), expected);
+    }
+}

@@ -96,7 +96,7 @@ fn compare<'value>(
     if saved == now {
         return Ok(());
     }
-    if is_host_resource(place) {
+    if is_host_resource(place) && !takes_a_console_away(place, saved, now) {
         edited.push(place.join("."));
         return Ok(());
     }
@@ -140,6 +140,13 @@ fn is_host_resource(place: &[String]) -> bool {
     })
 }
 
+/// Whether it is a console's mode, and one of the two is that there is no such device.
+fn takes_a_console_away(place: &[String], saved: &Value, now: &Value) -> bool {
+    let [.., last] = place else { return false };
+    let is_off = |mode: &Value| mode.as_str() == Some("Off");
+    last == "mode" && is_off(saved) != is_off(now)
+}
+
 /// A value in an error message: all of it, if that is not much.
 fn short(value: &Value) -> String {
     let text = if value.is_null() { "absent".to_owned() } else { value.to_string() };
@@ -178,6 +185,19 @@ mod tests {
         assert!(said.starts_with(r#"disks was [{"id":"a"}]"#), "{said}");
         let said = refused(json!({ "pvpanic": true }), json!({}));
         assert!(said.contains("is absent"), "{said}");
+        // A console's other end may be another, but there is one or there is none.
+        for console in ["serial", "console"] {
+            let with = |mode: &str| json!({ console: { "mode": mode } });
+            assert_eq!(edits(&with("Pty"), &with("Null")).unwrap(), [format!("{console}.mode")]);
+            for (before, after) in [("Null", "Off"), ("Off", "Socket")] {
+                let said = refused(with(before), with(after));
+                let expected = format!(
+                    "{console}.mode was {before:?} when the snapshot was made, and is {after:?}: \
+                     a restore cannot change it"
+                );
+                assert_eq!(said, expected);
+            }
+        }
         let said = refused(json!({ "a": "x".repeat(100) }), json!({ "a": 1 }));
         assert!(said.contains('…'), "{said}");
     }
