@@ -25,6 +25,12 @@ pub enum SnapshotError {
         /// The directory.
         path: PathBuf,
     },
+    /// Another process, or another request, writes a snapshot there.
+    #[error("another snapshot is being written to {}", .path.display())]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory holds no whole snapshot.
     #[error("{} holds no snapshot: it has no manifest.json", .path.display())]
     None {

@@ -28,7 +28,10 @@ fn table() -> MemoryTable {
 }
 
 fn write(target: &Path, sections: &[Section]) -> Result<Manifest, SnapshotError> {
-    let writer = SnapshotWriter::create(target)?;
+    finish(SnapshotWriter::create(target)?, sections)
+}
+
+fn finish(writer: SnapshotWriter, sections: &[Section]) -> Result<Manifest, SnapshotError> {
     writer.memory().set_len(table().size).unwrap();
     writer.finish("{}", sections, |state, digests| Manifest {
         format: FORMAT,
@@ -173,6 +176,17 @@ fn a_section_that_is_there_twice_is_refused() {
     assert!(refusal(target.path()).contains("state of a: it is there twice"));
 }
 
+/// Leaves what a process leaves that is killed while it writes memory.
+fn leave_unfinished(target: &Path) {
+    let writer = SnapshotWriter::create(target).unwrap();
+    writer.memory().set_len(4096).unwrap();
+    let (unfinished, aside) = (target.join(".snapshot.unfinished"), target.join("aside"));
+    // Out of the writer's reach, which a process that is killed never asks to clear away.
+    fs::rename(&unfinished, &aside).unwrap();
+    drop(writer);
+    fs::rename(&aside, &unfinished).unwrap();
+}
+
 #[test]
 fn an_unfinished_snapshot_is_none_and_is_cleared_away() {
     let target = TempDir::new().unwrap();
@@ -180,8 +194,8 @@ fn an_unfinished_snapshot_is_none_and_is_cleared_away() {
     fs::write(target.path().join(CONFIG), "kept until there is a snapshot").unwrap();
     drop(SnapshotWriter::create(target.path()).unwrap());
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 2);
-    // A process that was killed drops nothing.
-    std::mem::forget(SnapshotWriter::create(target.path()).unwrap());
+    leave_unfinished(target.path());
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 3);
     assert!(refusal(target.path()).contains("has no manifest.json"));
     write(target.path(), &[]).unwrap();
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 5);
@@ -198,4 +212,28 @@ fn a_target_that_cannot_be_used_is_refused_and_left_alone() {
     assert!(matches!(Snapshot::open(&missing, true), Err(SnapshotError::Directory { .. })));
     let file = target.path().join(CONFIG);
     assert!(matches!(SnapshotWriter::create(&file), Err(SnapshotError::Directory { .. })));
+}
+
+#[test]
+fn a_second_writer_is_refused_and_does_the_first_no_harm() {
+    let target = TempDir::new().unwrap();
+    // The first one has leftovers to clear away, the second one none.
+    leave_unfinished(target.path());
+    let first = SnapshotWriter::create(target.path()).unwrap();
+    for _ in 0..2 {
+        let second = SnapshotWriter::create(target.path()).unwrap_err();
+        assert!(matches!(second, SnapshotError::Busy { .. }), "{second}");
+        let said = second.to_string();
+        assert!(
+            said.contains("being written to") && said.contains(target.path().to_str().unwrap()),
+            "{said}"
+        );
+    }
+    finish(first, &[section("a")]).unwrap();
+    Snapshot::open(target.path(), true).unwrap();
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 4);
+    // Nor does one that ends without a snapshot keep the next one out.
+    let target = TempDir::new().unwrap();
+    drop(SnapshotWriter::create(target.path()).unwrap());
+    write(target.path(), &[]).unwrap();
 }

@@ -2,10 +2,11 @@
 //!
 //! The files are made in a hidden directory inside the target, synced, and moved into the target, the
 //! manifest last; then the target is synced. Whenever that ends early the target has no manifest, and
-//! is no snapshot; what was left is removed by the next attempt.
+//! is no snapshot; what was left is removed by the next attempt. The target is locked (`flock`) for as long as
+//! somebody writes there, so that what is removed is nobody's: a lock ends with its process.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -20,6 +21,8 @@ const UNFINISHED: &str = ".snapshot.unfinished";
 #[derive(Debug)]
 pub struct SnapshotWriter {
     target: PathBuf,
+    /// The target, open: for its lock, and to be synced.
+    directory: File,
     unfinished: PathBuf,
     memory: File,
     /// What has been moved into the target; nothing else there is ours to remove.
@@ -31,13 +34,14 @@ impl SnapshotWriter {
     /// Begins a snapshot in `target`, a directory that is there and holds none.
     ///
     /// # Errors
-    /// It is not there, is no directory, cannot be written, or holds a snapshot.
+    /// It is not there, is no directory, cannot be written, holds a snapshot, or somebody else is writing one there.
     pub fn create(target: &Path) -> Result<Self, SnapshotError> {
         let directory = |source| SnapshotError::Directory { path: target.to_owned(), source };
         let metadata = fs::metadata(target).map_err(directory)?;
         if !metadata.is_dir() {
             return Err(directory(io::ErrorKind::NotADirectory.into()));
         }
+        let locked = lock(target)?;
         if fs::exists(target.join(MANIFEST)).map_err(directory)? {
             return Err(SnapshotError::Occupied { path: target.to_owned() });
         }
@@ -59,7 +63,8 @@ impl SnapshotWriter {
             let _ = fs::remove_dir_all(&unfinished);
             SnapshotError::File { operation: "create", path, source }
         })?;
-        Ok(Self { target: target.to_owned(), unfinished, memory, moved: Vec::new(), finished: false })
+        let (target, moved) = (target.to_owned(), Vec::new());
+        Ok(Self { target, directory: locked, unfinished, memory, moved, finished: false })
     }
 
     /// The memory file, empty at first: whoever writes it makes it as long as the manifest's table says.
@@ -105,7 +110,7 @@ impl SnapshotWriter {
         self.finished = true;
         let _ = fs::remove_dir(&self.unfinished);
         let directory = |source| SnapshotError::Directory { path: self.target.clone(), source };
-        File::open(&self.target).and_then(|target| target.sync_all()).map_err(directory)?;
+        self.directory.sync_all().map_err(directory)?;
         Ok(manifest)
     }
 
@@ -119,6 +124,20 @@ impl SnapshotWriter {
     fn failed(&self, operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> SnapshotError {
         let path = self.target.join(name);
         move |source| SnapshotError::File { operation, path, source }
+    }
+}
+
+/// Opens a directory, and keeps every other writer out for as long as it stays open.
+fn lock(target: &Path) -> Result<File, SnapshotError> {
+    let path = target.to_owned();
+    let directory = match File::open(target) {
+        Ok(directory) => directory,
+        Err(source) => return Err(SnapshotError::Directory { path, source }),
+    };
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(SnapshotError::Busy { path }),
+        Err(TryLockError::Error(source)) => Err(SnapshotError::File { operation: "lock", path, source }),
     }
 }
 
