@@ -31,6 +31,12 @@ pub enum SnapshotError {
         /// The directory.
         path: PathBuf,
     },
+    /// Something has the name of a file that is to be written, and was not left by an attempt of ours.
+    #[error("{} is in the way: it was not left by a snapshot that was cut off, and is not overwritten", .path.display())]
+    InTheWay {
+        /// What is there.
+        path: PathBuf,
+    },
     /// The directory holds no whole snapshot.
     #[error("{} holds no snapshot: it has no manifest.json", .path.display())]
     None {

@@ -1,6 +1,7 @@
 //! A snapshot directory is whole or none, and damage is refused by name.
 
 mod chain;
+mod target;
 
 use std::{fs, path::Path};
 
@@ -174,66 +175,4 @@ fn a_section_that_is_there_twice_is_refused() {
     let target = TempDir::new().unwrap();
     write(target.path(), &[section("a"), section("b"), section("a")]).unwrap();
     assert!(refusal(target.path()).contains("state of a: it is there twice"));
-}
-
-/// Leaves what a process leaves that is killed while it writes memory.
-fn leave_unfinished(target: &Path) {
-    let writer = SnapshotWriter::create(target).unwrap();
-    writer.memory().set_len(4096).unwrap();
-    let (unfinished, aside) = (target.join(".snapshot.unfinished"), target.join("aside"));
-    // Out of the writer's reach, which a process that is killed never asks to clear away.
-    fs::rename(&unfinished, &aside).unwrap();
-    drop(writer);
-    fs::rename(&aside, &unfinished).unwrap();
-}
-
-#[test]
-fn an_unfinished_snapshot_is_none_and_is_cleared_away() {
-    let target = TempDir::new().unwrap();
-    fs::write(target.path().join("other"), "kept").unwrap();
-    fs::write(target.path().join(CONFIG), "kept until there is a snapshot").unwrap();
-    drop(SnapshotWriter::create(target.path()).unwrap());
-    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 2);
-    leave_unfinished(target.path());
-    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 3);
-    assert!(refusal(target.path()).contains("has no manifest.json"));
-    write(target.path(), &[]).unwrap();
-    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 5);
-    assert!(Snapshot::open(target.path(), true).is_ok());
-}
-
-#[test]
-fn a_target_that_cannot_be_used_is_refused_and_left_alone() {
-    let target = written();
-    assert!(matches!(SnapshotWriter::create(target.path()), Err(SnapshotError::Occupied { .. })));
-    Snapshot::open(target.path(), true).unwrap();
-    let missing = target.path().join("missing");
-    assert!(matches!(SnapshotWriter::create(&missing), Err(SnapshotError::Directory { .. })));
-    assert!(matches!(Snapshot::open(&missing, true), Err(SnapshotError::Directory { .. })));
-    let file = target.path().join(CONFIG);
-    assert!(matches!(SnapshotWriter::create(&file), Err(SnapshotError::Directory { .. })));
-}
-
-#[test]
-fn a_second_writer_is_refused_and_does_the_first_no_harm() {
-    let target = TempDir::new().unwrap();
-    // The first one has leftovers to clear away, the second one none.
-    leave_unfinished(target.path());
-    let first = SnapshotWriter::create(target.path()).unwrap();
-    for _ in 0..2 {
-        let second = SnapshotWriter::create(target.path()).unwrap_err();
-        assert!(matches!(second, SnapshotError::Busy { .. }), "{second}");
-        let said = second.to_string();
-        assert!(
-            said.contains("being written to") && said.contains(target.path().to_str().unwrap()),
-            "{said}"
-        );
-    }
-    finish(first, &[section("a")]).unwrap();
-    Snapshot::open(target.path(), true).unwrap();
-    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 4);
-    // Nor does one that ends without a snapshot keep the next one out.
-    let target = TempDir::new().unwrap();
-    drop(SnapshotWriter::create(target.path()).unwrap());
-    write(target.path(), &[]).unwrap();
 }
