@@ -447,6 +447,12 @@ fn a_chain_is_merged_into_one_that_stands_alone() {
     );
     assert_eq!(fs::read_dir(&to).expect("it is there").count(), 0);
     damage(&bottom, 50 << 20);
+    // Nor is another writer disturbed.
+    let other = fs::File::open(&to).expect("it is there");
+    other.lock().expect("it can be locked");
+    let refused = merge(&[]);
+    assert!(refused.stderr.contains("another snapshot is being written to"), "{}", refused.stderr);
+    drop(other);
 
     let merged = merge(&["--json"]);
     let report: Value = serde_json::from_str(&merged.stdout).expect("the report is JSON");

@@ -146,3 +146,39 @@ fn a_target_that_is_missing_or_no_directory_is_an_error_that_names_it() {
     fs::create_dir(&target).expect("there is room");
     works(monitor, &golden, console, &target);
 }
+
+#[test]
+fn a_target_that_is_being_written_or_has_files_of_others_is_an_error_that_names_it_and_is_left_alone() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let Some(golden) = usable(place) else { return };
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let console = paused(&mut monitor, &golden);
+    let held = Held::by(&mut monitor);
+    let target = place.join("target");
+    fs::create_dir(&target).expect("there is room");
+    let refused = |monitor: &mut Monitor, expected: &str| {
+        let said = text(&monitor.refused("vm.snapshot", &save(&target)));
+        assert!(said.contains(&*target.to_string_lossy()) && said.contains(expected), "{said}");
+        held.is_all_of(monitor);
+    };
+    // Another process, as far as the kernel is concerned.
+    let other = fs::File::open(&target).expect("it is there");
+    other.lock().expect("it can be locked");
+    refused(&mut monitor, "another snapshot is being written to");
+    drop(other);
+    // A snapshot of another program.
+    let names = ["config.json", "state.json", "memory-ranges"];
+    for name in names {
+        fs::write(target.join(name), name).expect("there is room");
+    }
+    for name in names {
+        refused(&mut monitor, &format!("{name} is in the way"));
+        assert_eq!(fs::read(target.join(name)).expect("it is there"), name.as_bytes());
+        fs::remove_file(target.join(name)).expect("it is there");
+        fs::create_dir(target.join(name)).expect("there is room");
+        refused(&mut monitor, &format!("{name} is in the way"));
+        fs::remove_dir(target.join(name)).expect("it is there");
+    }
+    works(monitor, &golden, console, &target);
+}

@@ -37,6 +37,15 @@ pub enum SnapshotError {
         /// What is there.
         path: PathBuf,
     },
+    /// A whole snapshot is there, and may not be after a power cut: it can be neither synced nor taken back.
+    #[error("{} holds the new snapshot, which cannot be synced", .path.display())]
+    Unsynced {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The directory holds no whole snapshot.
     #[error("{} holds no snapshot: it has no manifest.json", .path.display())]
     None {

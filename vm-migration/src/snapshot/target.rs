@@ -83,20 +83,44 @@ impl Target {
         self.unfinished.join(name)
     }
 
-    /// Moves the four files, which have been synced, into the target.
+    /// Moves the four files, which have been synced, into the target; `sync` makes the moves last.
     ///
     /// # Errors
-    /// One cannot be moved, or the target cannot be synced; it then holds no snapshot.
-    pub(super) fn publish(mut self) -> Result<(), SnapshotError> {
+    /// One cannot be moved, or the target cannot be synced; it then holds no snapshot, unless the error says so.
+    pub(super) fn publish(mut self, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), SnapshotError> {
         for part in PARTS {
             self.take_in(part)?;
             self.moved.push(part);
         }
+        // After a power cut there must be no manifest without the others.
+        sync(&self.directory).map_err(|source| self.unsynced(source))?;
         self.take_in(MANIFEST)?;
         self.published = true;
         let _ = fs::remove_dir(&self.unfinished);
-        let unsynced = |source| SnapshotError::File { operation: "sync", path: self.path.clone(), source };
-        self.directory.sync_all().map_err(unsynced)
+        sync(&self.directory).map_err(|source| self.withdraw(source))
+    }
+
+    /// Takes back a snapshot of which nobody knows whether it would outlive a power cut.
+    fn withdraw(&mut self, why: io::Error) -> SnapshotError {
+        let manifest = self.path.join(MANIFEST);
+        // Back to where it says what of the rest is ours, if that can be.
+        let withdrawn = fs::create_dir(&self.unfinished)
+            .and_then(|()| fs::rename(&manifest, self.unfinished.join(MANIFEST)))
+            .or_else(|_| fs::remove_file(&manifest));
+        match withdrawn {
+            Ok(()) => {
+                self.published = false;
+                self.unsynced(why)
+            }
+            Err(_) => {
+                let _ = fs::remove_dir(&self.unfinished);
+                SnapshotError::Unsynced { path: self.path.clone(), source: why }
+            }
+        }
+    }
+
+    fn unsynced(&self, source: io::Error) -> SnapshotError {
+        SnapshotError::File { operation: "sync", path: self.path.clone(), source }
     }
 
     /// Moves a file into the target, where nothing may be of its name.

@@ -3,7 +3,11 @@
 mod chain;
 mod target;
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
 
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -33,8 +37,16 @@ fn write(target: &Path, sections: &[Section]) -> Result<Manifest, SnapshotError>
 }
 
 fn finish(writer: SnapshotWriter, sections: &[Section]) -> Result<Manifest, SnapshotError> {
+    finish_syncing(writer, sections, File::sync_all)
+}
+
+fn finish_syncing(
+    writer: SnapshotWriter,
+    sections: &[Section],
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> Result<Manifest, SnapshotError> {
     writer.memory().set_len(table().size).unwrap();
-    writer.finish("{}", sections, |state, digests| Manifest {
+    let describe = |state, digests| Manifest {
         format: FORMAT,
         program: "test 1".into(),
         cpu: raw("[]"),
@@ -44,7 +56,8 @@ fn finish(writer: SnapshotWriter, sections: &[Section]) -> Result<Manifest, Snap
         sections: digests,
         memory: table(),
         chain: None,
-    })
+    };
+    writer.finish_syncing("{}", sections, describe, sync)
 }
 
 fn written() -> TempDir {

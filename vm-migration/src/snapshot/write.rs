@@ -1,7 +1,7 @@
 //! Writing a snapshot, all or nothing.
 //!
 //! The files are made in a hidden directory inside the target, synced, and moved into the target, the
-//! manifest last; then the target is synced. Whenever that ends early the target has no manifest, and
+//! manifest last; the target is synced before and after that one. Whenever that ends early the target has no manifest, and
 //! is no snapshot; what was left is removed by the next attempt ([`Target`]). The target is locked
 //! (`flock`) for as long as somebody writes there, so that what is removed is nobody's: a lock ends
 //! with its process.
@@ -51,12 +51,23 @@ impl SnapshotWriter {
     /// Writes the rest. `describe` gets the digests of the sections and makes the manifest.
     ///
     /// # Errors
-    /// A file cannot be written, synced or moved; the target then holds no snapshot.
+    /// A file cannot be written, synced or moved; the target then holds no snapshot, unless the error says so.
     pub fn finish(
         self,
         config: &str,
         sections: &[Section],
         describe: impl FnOnce(FileDigest, Vec<SectionDigest>) -> Manifest,
+    ) -> Result<Manifest, SnapshotError> {
+        self.finish_syncing(config, sections, describe, File::sync_all)
+    }
+
+    /// Likewise; `sync` syncs the target.
+    pub(super) fn finish_syncing(
+        self,
+        config: &str,
+        sections: &[Section],
+        describe: impl FnOnce(FileDigest, Vec<SectionDigest>) -> Manifest,
+        sync: impl Fn(&File) -> io::Result<()>,
     ) -> Result<Manifest, SnapshotError> {
         let form = |name| move |source| SnapshotError::Form { path: PathBuf::from(name), source };
         let state = serde_json::to_vec(sections).map_err(form(STATE))?;
@@ -74,7 +85,7 @@ impl SnapshotWriter {
         self.memory.sync_all().map_err(self.failed("sync", MEMORY))?;
         // Last: that it is there says that the others are, too.
         self.write(MANIFEST, text.as_bytes())?;
-        self.target.publish()?;
+        self.target.publish(sync)?;
         Ok(manifest)
     }
 

@@ -1,7 +1,11 @@
 //! Whom a target belongs to: writers keep one another out, what one that was killed has left goes, and what is
 //! somebody else's stays.
 
-use std::{collections::BTreeMap, os::unix::fs::symlink};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    os::unix::fs::symlink,
+};
 
 use super::*;
 
@@ -224,4 +228,55 @@ fn a_target_that_cannot_be_used_is_refused_and_left_alone() {
     assert!(matches!(Snapshot::open(&missing, true), Err(SnapshotError::Directory { .. })));
     let file = target.path().join(CONFIG);
     assert!(matches!(SnapshotWriter::create(&file), Err(SnapshotError::Directory { .. })));
+}
+
+/// Finishes a snapshot in `target`. `sync` is asked to sync it with the number of times that it was asked before.
+fn finish_with(target: &Path, sync: impl Fn(usize) -> io::Result<()>) -> Result<Manifest, SnapshotError> {
+    let asked = Cell::new(0);
+    let counted = |_: &File| sync(asked.replace(asked.get() + 1));
+    finish_syncing(SnapshotWriter::create(target)?, &[section("a")], counted)
+}
+
+#[test]
+fn the_target_is_synced_before_there_is_a_manifest_and_again_with_it() {
+    let target = TempDir::new().unwrap();
+    let seen = RefCell::new(Vec::new());
+    finish_with(target.path(), |_| {
+        seen.borrow_mut().push(MOVES.map(|name| target.path().join(name).is_file()));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen.into_inner(), [[true, true, true, false], [true; 4]]);
+}
+
+#[test]
+fn a_target_that_cannot_be_synced_holds_no_snapshot_and_does_for_the_next() {
+    for failing in 0..2 {
+        let target = TempDir::new().unwrap();
+        let broken = |asked| if asked == failing { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) };
+        let error = finish_with(target.path(), broken).unwrap_err();
+        let SnapshotError::File { operation: "sync", path, .. } = &error else { panic!("{error}") };
+        assert_eq!(*path, target.path());
+        assert_eq!(tree(target.path()), BTreeMap::new(), "sync {failing}");
+        works(target.path());
+    }
+}
+
+#[test]
+fn a_snapshot_that_can_neither_be_synced_nor_taken_back_is_said_to_be_there() {
+    let target = TempDir::new().unwrap();
+    let (manifest, aside) = (target.path().join(MANIFEST), target.path().join("aside"));
+    let error = finish_with(target.path(), |asked| {
+        if asked == 0 {
+            return Ok(());
+        }
+        // What is not there cannot be taken back.
+        fs::rename(&manifest, &aside)?;
+        Err(io::ErrorKind::StorageFull.into())
+    })
+    .unwrap_err();
+    assert!(matches!(error, SnapshotError::Unsynced { .. }), "{error}");
+    fs::rename(&aside, &manifest).unwrap();
+    assert_eq!(tree(target.path()).len(), 4);
+    assert_eq!(Snapshot::open(target.path(), true).unwrap().ids().collect::<Vec<_>>(), ["a"]);
 }
