@@ -3,6 +3,7 @@
 
 mod calls;
 mod damage;
+mod files;
 mod golden;
 mod hosts;
 mod states;

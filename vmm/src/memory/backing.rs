@@ -15,7 +15,7 @@ use rustix::{
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
-use super::{content::Tally, mapping, overlays::Overlays};
+use super::{content::Tally, mapping, overlays::Overlays, own_files::OwnFileError};
 use crate::config::MemoryZoneConfig;
 
 /// The memory of a zone could not be had.
@@ -99,6 +99,9 @@ pub enum BackingError {
         #[source]
         source: io::Error,
     },
+    /// Its own file cannot be used for a restore.
+    #[error(transparent)]
+    OwnFile(#[from] OwnFileError),
     /// Pages cannot be brought in as they are touched.
     #[error("guest memory cannot be paged in on demand: userfaultfd")]
     Pager(#[source] io::Error),
@@ -161,14 +164,14 @@ impl<'config> Backing<'config> {
         self.map_file(file.map(|file| FileOffset::new(file, 0)))
     }
 
-    /// Maps memory that is zero and that only this machine writes to, or shares as its configuration says:
-    /// what is in the zone's own file is another machine's, or a snapshot's.
+    /// Maps memory of a restored machine: its `own` file, if it uses it ([`OwnFiles`](super::OwnFiles)), or else
+    /// memory that is zero. What is in a named file otherwise is another machine's, or a snapshot's.
     ///
     /// # Errors
-    /// The host refuses.
-    pub fn map_fresh(&self) -> Result<Arc<MmapRegion>, BackingError> {
+    /// The host refuses, or it was given up.
+    pub fn map_again(&self, own: Option<FileOffset>) -> Result<Arc<MmapRegion>, BackingError> {
         let named = self.zone.file.as_ref().is_some_and(|path| !path.is_dir());
-        if named && !self.zone.shared { self.map_file(None) } else { self.map() }
+        if own.is_some() || named { self.map_file(own) } else { self.map() }
     }
 
     /// Maps the content of another file, and that of others over it; all stay as they are.

@@ -13,6 +13,7 @@ pub mod content;
 pub mod demand;
 mod mapping;
 mod overlays;
+mod own_files;
 mod pagemap;
 
 use std::{collections::BTreeMap, io, ops::Range, sync::Arc};
@@ -21,7 +22,6 @@ use address_manager::{Owner, Slot, SlotFlags, SlotRole, Wired};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vm_migration::snapshot::SavedMemory;
 
-pub use self::backing::{Backing, BackingError};
 use self::{
     ahead::ReadAhead,
     background::{Background, Fill, Ground, MappedZone, Recording, Watch},
@@ -29,6 +29,10 @@ use self::{
     content::{ContentError, MemoryMode, RestorePlan, Tally},
     demand::{DemandZone, OnFailure, Pager, Source},
     overlays::Overlays,
+};
+pub use self::{
+    backing::{Backing, BackingError},
+    own_files::{OwnFileError, OwnFiles},
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
 
@@ -61,8 +65,8 @@ impl GuestMemory {
         Ok(Self { zones: mapped.collect::<Result<_, BackingError>>()?, ..Self::default() })
     }
 
-    /// Maps the memory of every zone of a restored machine as `plan` says; what is to be read is not read
-    /// yet. Room is made for the blocks of `ahead`. `tally` is told of a phase `prefault` if something is populated.
+    /// Maps the memory of every zone of a restored machine as `plan` says, `files` where zones use their own; what is to
+    /// be read is not read yet. Room is made for the blocks of `ahead`. `tally` is told of a phase `prefault` if something is populated.
     ///
     /// # Errors
     /// The host refuses; the error names the zone, the size and the cause. Or it was given up.
@@ -71,6 +75,7 @@ impl GuestMemory {
         plan: &RestorePlan,
         saved: &Arc<SavedMemory>,
         ahead: &ReadAhead,
+        files: &mut OwnFiles,
         tally: &dyn Tally,
     ) -> Result<Self, BackingError> {
         begin_prefault(zones, tally);
@@ -86,8 +91,7 @@ impl GuestMemory {
                     let base = FileOffset::from_arc(Arc::clone(&saved.base().file), offset);
                     backing.map_over(base, &Overlays::of(saved, &zone.id))?
                 }
-                (Some(MemoryMode::Kept), _) => backing.map()?,
-                _ => backing.map_fresh()?,
+                _ => backing.map_again(files.provide(&zone.id)?)?,
             };
             Ok((zone.id.clone(), mapping))
         });

@@ -3,12 +3,15 @@
 
 use super::{FillReport, RestoreError, Verify, filling::Filling, restore::Checked};
 use crate::{
-    config::{MemoryZoneConfig, VmConfig},
+    config::VmConfig,
     machine::{
         self, BuildError, Host, MachineState,
         attach::{self, probe},
     },
-    memory::content::{self, ZoneMode},
+    memory::{
+        BackingError, OwnFiles,
+        content::{self, ZoneMode},
+    },
 };
 
 /// What a restore would do.
@@ -38,9 +41,11 @@ impl Checked {
     /// All that this host does not have for it, of what can be found out without taking it.
     pub fn obstacles(&self, host: &Host) -> Vec<RestoreError> {
         let memory = self.snapshot.open_memory().err().map(RestoreError::from);
+        let files = OwnFiles::obstacles(&self.config.memory, &self.plan);
+        let files = files.into_iter().map(|error| BackingError::from(error).into());
         let clocks = self.check_clocks(host).err();
         let built = clocks.into_iter().chain(resources(&self.config)).map(RestoreError::from);
-        memory.into_iter().chain(built).collect()
+        memory.into_iter().chain(files).chain(built).collect()
     }
 
     fn check_clocks(&self, host: &Host) -> Result<(), BuildError> {
@@ -58,6 +63,7 @@ impl Checked {
         let Self { request, snapshot, edited, overridden, config, layout, mut plan, .. } = self;
         let saved = snapshot.open_memory()?;
         plan.look_at(&saved);
+        OwnFiles::open(&config.memory, &plan, &()).map_err(BackingError::from)?;
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
             content::verify(&saved, true, &())?;
@@ -91,9 +97,5 @@ fn resources(config: &VmConfig) -> Vec<BuildError> {
     };
     let serial = probe::console(&config.serial).map_err(of(crate::machine::platform::SERIAL_ID));
     let devices = config.devices.iter().map(|device| attach::probe(device).map_err(of(device.id())));
-    let zones = config.memory.iter().filter_map(|MemoryZoneConfig { id, file, .. }| {
-        let file = file.as_ref().filter(|file| !file.is_dir())?;
-        Some(probe::file(file, true).map_err(of(id)))
-    });
-    std::iter::once(serial).chain(devices).chain(zones).filter_map(Result::err).collect()
+    std::iter::once(serial).chain(devices).filter_map(Result::err).collect()
 }

@@ -20,7 +20,7 @@ use crate::{
         generation,
     },
     memory::{
-        BackingError, GuestMemory,
+        BackingError, GuestMemory, OwnFiles,
         background::{Fill, Watch},
         content::{self, ContentError, MemoryMode, RestorePlan},
         demand::Source,
@@ -35,7 +35,7 @@ pub enum Verify {
     Off,
     /// The state.
     State,
-    /// State and memory.
+    /// State and memory, but that of zones that are kept in their own files.
     Full,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Verify {
         f.write_str(match self {
             Self::Off => "the manifest",
             Self::State => "manifest and state",
-            Self::Full => "manifest, state and memory",
+            Self::Full => "manifest, state and stored memory",
         })
     }
 }
@@ -276,10 +276,13 @@ impl Checked {
         }
         let saved = Arc::new(snapshot.open_memory()?);
         plan.look_at(&saved);
+        // Given up last: nobody may use memory whose file has become shorter.
+        let mut files = OwnFiles::open(&config.memory, &plan, progress).map_err(BackingError::from)?;
         let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
         let fill = filling.report.clone();
-        let memory = phases
-            .time("memory", || bring_back(&request, &config, &plan, &saved, filling, progress, watch))?;
+        let memory = phases.time("memory", || {
+            bring_back(&request, &config, &plan, &saved, (filling, &mut files), progress, watch)
+        })?;
         let (mut memory, verified, memory_bytes) = memory;
         let lazily_checked = verified == Verify::State && plan.zones.iter().any(|zone| zone.mode.is_lazy());
         if !request.prefault {
@@ -298,6 +301,7 @@ impl Checked {
         if new_generation {
             machine.tell_new_generation();
         }
+        files.keep();
         let report = RestoreReport {
             new_generation,
             directory: request.source,
@@ -324,7 +328,7 @@ fn bring_back(
     config: &VmConfig,
     plan: &RestorePlan,
     saved: &Arc<SavedMemory>,
-    filling: Filling,
+    (filling, files): (Filling, &mut OwnFiles),
     progress: &Progress,
     watch: Watch,
 ) -> Result<(GuestMemory, Verify, u64), RestoreError> {
@@ -338,7 +342,7 @@ fn bring_back(
         // What is copied is checked on its way.
         content::verify(saved, !all_copied, progress)?;
     }
-    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead, progress)?;
+    let mut memory = GuestMemory::map_restored(&config.memory, plan, saved, &ahead, files, progress)?;
     progress.phase("memory", Some(bytes));
     let check = verify != Verify::Off;
     memory.place(plan, &ahead, saved, check, progress)?;

@@ -8,7 +8,7 @@ use vm_migration::snapshot::{CHUNK_SIZE, ChunkDigests, MemoryFile, MemoryTable, 
 
 use super::*;
 use crate::memory::{
-    GuestMemory,
+    GuestMemory, OwnFiles,
     content::{ContentError, tests::zone},
     pagemap::Pagemap,
 };
@@ -101,7 +101,8 @@ fn placed(mode: MemoryMode, saved: &Arc<SavedMemory>) -> Result<Arc<MmapRegion>,
     let zones = [zone];
     let plan = RestorePlan::new(&zones, saved.table(), Some(mode)).unwrap();
     let ahead = ReadAhead::new(&set(&[(0, 512), (1024, 512)], &[]), &zones, &plan, saved);
-    let memory = GuestMemory::map_restored(&zones, &plan, saved, &ahead, &()).unwrap();
+    let memory =
+        GuestMemory::map_restored(&zones, &plan, saved, &ahead, &mut OwnFiles::default(), &()).unwrap();
     memory.place(&plan, &ahead, saved, true, &())?;
     Ok(Arc::clone(&memory.zones()[0].1))
 }

@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     config::MemoryZoneConfig,
     memory::{
-        GuestMemory,
+        GuestMemory, OwnFiles,
         content::{MemoryMode, RestorePlan, tests::zone},
         demand::Source,
         pagemap::Pagemap,
@@ -77,7 +77,8 @@ fn machine(mode: MemoryMode, saved: SavedMemory, work: Work) -> Machine {
     let watch = Watch { on_failure: Arc::clone(&on_failure), jobs: jobs.clone(), events: Events::default() };
     let recording =
         work.record.map(|window| Recording { window, directory: directory.path().to_owned(), root: 7 });
-    let mut memory = GuestMemory::map_restored(&zones, &plan, &saved, &ahead, &()).unwrap();
+    let mut memory =
+        GuestMemory::map_restored(&zones, &plan, &saved, &ahead, &mut OwnFiles::default(), &()).unwrap();
     let source = Source { saved: Arc::clone(&saved), check: true };
     memory.page_in(&plan, source, &ahead, recording.is_some(), on_failure).unwrap();
     memory.look_after(&plan, &saved, work.check, (work.fill, ahead, recording), watch);

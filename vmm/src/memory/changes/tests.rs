@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     config::MemoryZoneConfig,
     memory::{
+        OwnFiles,
         ahead::{ReadAhead, ZoneAhead},
         content::{ContentError, load, save, verify},
         demand::{Pager, Source},
@@ -76,8 +77,15 @@ fn restored(taken: &Taken, mode: MemoryMode, root: u32) -> GuestMemory {
     verify(&taken.memory, true, &()).unwrap();
     let zones = [zone(false)];
     let plan = RestorePlan::new(&zones, taken.memory.table(), Some(mode)).unwrap();
-    let mut memory =
-        GuestMemory::map_restored(&zones, &plan, &taken.memory, &ReadAhead::default(), &()).unwrap();
+    let mut memory = GuestMemory::map_restored(
+        &zones,
+        &plan,
+        &taken.memory,
+        &ReadAhead::default(),
+        &mut OwnFiles::default(),
+        &(),
+    )
+    .unwrap();
     let source = Source { saved: Arc::clone(&taken.memory), check: true };
     let on_failure = Arc::new(|error: &ContentError| panic!("{error}"));
     memory.page_in(&plan, source, &ReadAhead::default(), false, on_failure).unwrap();
@@ -307,7 +315,9 @@ fn what_was_read_ahead_has_not_changed_for_that() {
     let plan = RestorePlan::new(&zones, bottom.memory.table(), Some(MemoryMode::Cow)).unwrap();
     let block = ZoneAhead { zone: "a".into(), blocks: vec![0], pieces: Vec::new() };
     let ahead = ReadAhead { zones: vec![block] };
-    let mut memory = GuestMemory::map_restored(&zones, &plan, &bottom.memory, &ahead, &()).unwrap();
+    let mut memory =
+        GuestMemory::map_restored(&zones, &plan, &bottom.memory, &ahead, &mut OwnFiles::default(), &())
+            .unwrap();
     memory.place(&plan, &ahead, &bottom.memory, true, &()).unwrap();
     memory.came_from(1, &plan);
     write(&memory, 2, 50);

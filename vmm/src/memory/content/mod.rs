@@ -21,6 +21,7 @@ use vm_migration::snapshot::ChunkError;
 
 pub use self::{
     load::{for_each_part, load, verify},
+    pages::is_zero,
     plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
     save::{Rest, Stored, ZonePages, save},
     tally::Tally,

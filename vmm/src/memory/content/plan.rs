@@ -17,7 +17,7 @@ pub enum MemoryMode {
     Cow,
     /// Pages are read, and checked, as they are touched (userfaultfd).
     OnDemand,
-    /// The zone's own file still has it.
+    /// The zone's own file still has it. Nothing of it is checked.
     Kept,
 }
 
@@ -112,7 +112,9 @@ impl RestorePlan {
             let against = against_private(zone);
             let (mode, why) = match (saved.offset, asked) {
                 // Shared or, as with the template of many machines, mapped privately.
-                (None, _) if has_named_file(zone) => (MemoryMode::Kept, None),
+                (None, _) if has_named_file(zone) => {
+                    (MemoryMode::Kept, Some("was left in its own file, of which there is no checksum"))
+                }
                 (None, _) => {
                     let why = "its content was left in its own file, which is not configured";
                     return mismatch(&zone.id, why.to_owned());

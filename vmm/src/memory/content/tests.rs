@@ -13,7 +13,7 @@ use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryFile, MemoryTable, Sa
 use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
 use crate::{
     config::MemoryZoneConfig,
-    memory::{GuestMemory, ahead::ReadAhead},
+    memory::{GuestMemory, OwnFiles, ahead::ReadAhead},
 };
 
 const PAGE: u64 = 4096;
@@ -88,8 +88,11 @@ fn store(guest: &GuestMemory, table: &mut MemoryTable, file: &File) -> Result<u6
 
 fn restored(saved: &Saved, mode: Option<MemoryMode>) -> GuestMemory {
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
+    let mut files = OwnFiles::open(&saved.zones, &plan, &()).unwrap();
+    let ahead = ReadAhead::default();
     let memory =
-        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default(), &()).unwrap();
+        GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ahead, &mut files, &()).unwrap();
+    files.keep();
     let copied = memory.zones().into_iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Copy));
     load(&copied.collect::<Vec<_>>(), &saved.memory, true, &()).unwrap();
     memory
@@ -211,9 +214,16 @@ fn damage_is_found_before_it_is_used() {
     }
     damage(40 * CHUNK_SIZE + 5);
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Copy)).unwrap();
-    let memory = GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ReadAhead::default(), &())
-        .unwrap()
-        .zones();
+    let memory = GuestMemory::map_restored(
+        &saved.zones,
+        &plan,
+        &saved.memory,
+        &ReadAhead::default(),
+        &mut OwnFiles::default(),
+        &(),
+    )
+    .unwrap()
+    .zones();
     let error = load(&memory, &saved.memory, true, &()).unwrap_err();
     assert!(error.to_string().contains("memory at 0xa00000 is damaged"), "{error}");
 }
