@@ -76,7 +76,7 @@ pub struct RestoreReport {
     pub memory: Vec<ZoneReport>,
     /// Bytes of guest memory that were read before the guest could run.
     pub memory_bytes: u64,
-    /// What was checked.
+    /// What was checked. Memory of zones in mode `kept` never is.
     pub verified: RestoreVerify,
     /// Whether memory is checked as it comes in.
     #[serde(default)]
@@ -111,7 +111,7 @@ pub struct RestoreRehearsal {
     pub memory: Vec<ZoneReport>,
     /// Bytes of guest memory that would be read before the guest could run.
     pub memory_bytes: u64,
-    /// What was checked of the snapshot.
+    /// What was checked of the snapshot, which has no checksums of zones in mode `kept`.
     pub verified: RestoreVerify,
     /// What would be brought in beside what the guest touches.
     #[serde(default)]
@@ -152,7 +152,7 @@ pub enum ZoneMemoryMode {
     Cow,
     /// Pages are read as they are touched.
     OnDemand,
-    /// The zone's own file still has it.
+    /// The zone's own file still has it. Nothing of it is checked.
     Kept,
 }
 
