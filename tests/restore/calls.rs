@@ -1,6 +1,7 @@
 //! What a restore asks of the kernel, counted from outside: the report is checked, not trusted.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -9,6 +10,7 @@ use std::{
 use cumulet_tests::{
     cumulet, guest,
     monitor::{self, Monitor},
+    saved,
 };
 use serde_json::{Value, json};
 
@@ -121,5 +123,88 @@ fn the_report_counts_what_strace_counts() {
         assert_eq!(counted(&log), [1, queues, 0, 0], "{commit}");
         drop(console);
         monitor.quit();
+    }
+}
+
+/// Calls after which a slot would wait for a grace period.
+const REGISTRATIONS: [&str; 5] =
+    ["KVM_CREATE_IRQCHIP", "KVM_CREATE_VCPU", "KVM_IOEVENTFD", "KVM_IRQFD", "KVM_SET_GSI_ROUTING"];
+
+/// A call of the log.
+#[derive(Debug)]
+struct Call<'a> {
+    descriptor: &'a str,
+    name: &'a str,
+    /// The lines in which it begins and ends; it has two if others called meanwhile.
+    lines: (usize, usize),
+}
+
+/// Reads lines such as `PID ioctl(12, KVM_RUN, 0) = 0`, and their halves.
+fn calls(log: &str) -> Vec<Call<'_>> {
+    let mut calls: Vec<Call<'_>> = Vec::new();
+    let mut waiting = BTreeMap::new();
+    for (number, line) in log.lines().enumerate() {
+        let Some((pid, text)) = line.split_once(' ') else { continue };
+        let text = text.trim_start();
+        if text.starts_with("<... ioctl resumed>") {
+            let call: usize = waiting.remove(pid).expect("it has begun");
+            calls[call].lines.1 = number;
+        } else if let Some((descriptor, rest)) =
+            text.strip_prefix("ioctl(").and_then(|text| text.split_once(", "))
+        {
+            let ended = if rest.contains("<unfinished ...>") {
+                waiting.insert(pid, calls.len());
+                usize::MAX
+            } else {
+                number
+            };
+            let name = rest.split([',', ' ', ')']).next().expect("there is a first part");
+            calls.push(Call { descriptor, name, lines: (number, ended) });
+        }
+    }
+    calls
+}
+
+#[test]
+fn slots_are_set_before_all_that_they_would_wait_for_and_not_again() {
+    if !cumulet::kvm_is_usable() || !strace_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut first = Monitor::start(place, &[] as &[&str]);
+    let mut said = saved::machine(place);
+    // On both sides of the hole below 4 GiB.
+    said["memory"] = json!({ "size": 5_u64 << 30 });
+    let mut console = first.boot(place, &said);
+    saved::drive(&mut console);
+    let snapshot = saved::snapshot(&mut first, place);
+    drop(console);
+    first.quit();
+
+    for (commit, mode) in [("once", "Cow"), ("once", "OnDemand"), ("once", "Copy"), ("each", "Cow")] {
+        let log = place.join(format!("{commit}-{mode}"));
+        let mut monitor = traced(place, &log);
+        let said = json!({ "commit": commit, "memory_restore_mode": mode });
+        let report = monitor.restore(&snapshot, &said);
+        let queues = guest::field(&monitor::serial(place).ok("vcheck"), "asked");
+        monitor::until("the doorbells", || (counted(&log)[1] >= queues).then_some(()));
+        monitor.quit();
+        let text = fs::read_to_string(&log).expect("there is a log");
+        let calls = calls(&text);
+        let slots: Vec<&Call<'_>> =
+            calls.iter().filter(|call| call.name == "KVM_SET_USER_MEMORY_REGION").collect();
+        assert!(slots.len() >= 2, "{mode}: {slots:?}");
+        assert_eq!(slots.len() as u64, reported(&report)[0], "{mode}: {report}");
+        let vm = slots[0].descriptor;
+        assert!(slots.iter().all(|slot| slot.descriptor == vm), "{mode}: {slots:?}");
+        let registrations =
+            || calls.iter().filter(|call| call.descriptor == vm && REGISTRATIONS.contains(&call.name));
+        for needed in ["KVM_CREATE_IRQCHIP", "KVM_CREATE_VCPU", "KVM_IOEVENTFD"] {
+            assert!(registrations().any(|call| call.name == needed), "{mode}: no {needed}");
+        }
+        let earliest = registrations().min_by_key(|call| call.lines.0).expect("there are some");
+        let latest = slots.iter().max_by_key(|slot| slot.lines.1).expect("there are some");
+        assert!(latest.lines.1 < earliest.lines.0, "{commit}, {mode}: {latest:?}, {earliest:?}");
     }
 }

@@ -1,19 +1,16 @@
 //! Back ends that keep a table of guest memory are told of it once in a restore, and of all of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use address_manager::{ListenerError, WiringChange, WiringListener};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use hypervisor::VmOptions;
-
 use super::{Bench, image, text};
 use crate::{
     cpu::Vcpus,
-    machine::{Commits, Machine, MachineState, builder::Prepared},
-    memory::GuestMemory,
+    machine::{Commits, Machine},
 };
 
 /// What a vhost device's back end is told.
@@ -54,22 +51,12 @@ fn restored(disks: usize, commits: Commits) -> (Vec<Arc<BackEnd>>, u64) {
     let cpus = json!({ "boot_vcpus": 4, "max_vcpus": 4 });
     let said = json!({ "cpus": cpus, "disks": images.iter().map(disk).collect::<Vec<Value>>() });
     let bench = Bench::new();
-    let machine = bench.boot(said.clone()).unwrap();
-    let (sections, _) = machine.save().unwrap();
-    let layout = machine.layout().clone();
-    drop(machine);
-
-    let config = bench.config(said);
-    let sections: BTreeMap<_, _> =
-        sections.into_iter().map(|section| (section.id.clone(), section)).collect();
-    let memory = GuestMemory::map(&config.memory, &()).unwrap();
-    let vm = bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
-    let prepared = Prepared::new(&config, &bench.host, vm, layout, (memory, None), "restore").unwrap();
+    let (prepared, state) = bench.saved(said);
     let back_ends: Vec<Arc<BackEnd>> = (0..disks).map(|_| Arc::default()).collect();
     for back_end in &back_ends {
         prepared.transaction.add_listener(Arc::clone(back_end) as Arc<_>);
     }
-    prepared.load(&MachineState::new(sections)).unwrap();
+    prepared.load(&state).unwrap();
     for back_end in &back_ends {
         assert!(back_end.tables.lock().is_empty(), "nothing is told before the commit");
     }

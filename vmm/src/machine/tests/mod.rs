@@ -5,19 +5,23 @@ mod flash;
 mod images;
 mod lifecycle;
 mod listeners;
+mod order;
 mod processors;
 mod sections;
 
 use std::{io::Write, path::Path, sync::Arc};
 
 use api_client::wire;
-use hypervisor::{Capabilities, fake::FakeHypervisor};
+use hypervisor::{Capabilities, VmOptions, fake::FakeHypervisor};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BuildError, Host, Machine};
-use crate::config::{VmConfig, wire::IdCounter};
+use super::{BuildError, Host, Machine, MachineState, builder::Prepared};
+use crate::{
+    config::{VmConfig, wire::IdCounter},
+    memory::GuestMemory,
+};
 
 /// A bench for machines: a host that records, and a kernel.
 pub(super) struct Bench {
@@ -60,6 +64,21 @@ impl Bench {
 
     pub(super) fn boot(&self, said: Value) -> Result<Machine, BuildError> {
         Machine::boot(&self.config(said), &self.host, &())
+    }
+
+    /// A machine that was booted and saved, prepared to live again; and its state, to be loaded. The memory is new.
+    pub(super) fn saved(&self, said: Value) -> (Prepared, MachineState) {
+        let config = self.config(said);
+        let machine = Machine::boot(&config, &self.host, &()).unwrap();
+        let (sections, _) = machine.save().unwrap();
+        let layout = machine.layout().clone();
+        drop(machine);
+        let state =
+            MachineState::new(sections.into_iter().map(|section| (section.id.clone(), section)).collect());
+        let memory = GuestMemory::map(&config.memory, &()).unwrap();
+        let vm = self.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
+        let prepared = Prepared::new(&config, &self.host, vm, layout, (memory, None), "restore").unwrap();
+        (prepared, state)
     }
 
     /// Why a machine cannot be built.
