@@ -63,6 +63,12 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// A directory, a pipe, a socket or a device in the place of a file.
+    #[error("{} is no regular file", .path.display())]
+    NotFile {
+        /// What is there.
+        path: PathBuf,
+    },
     /// A file is longer than any of ours can be.
     #[error("{}: {size} bytes, at most {limit} are read", .path.display())]
     TooLong {

@@ -8,6 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{Mode, OFlags},
+    io::{Errno, retry_on_intr},
+};
+
 use super::{
     Ancestor, CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, MemoryFile, STATE, SavedMemory, SectionDigest,
     SnapshotError,
@@ -130,14 +135,8 @@ fn identity(directory: &Path) -> Result<(u64, u64), SnapshotError> {
 /// The memory file of a snapshot, which is to have that length.
 fn open_memory(directory: &Path, expected: u64) -> Result<MemoryFile, SnapshotError> {
     let path = directory.join(MEMORY);
-    let failed = |operation| {
-        let path = path.clone();
-        move |source| SnapshotError::File { operation, path, source }
-    };
-    let file = File::open(&path).map_err(failed("open"))?;
-    let metadata = file.metadata().map_err(failed("examine"))?;
-    let found = metadata.len();
-    if !metadata.is_file() || found != expected {
+    let (file, found) = open(&path)?;
+    if found != expected {
         return Err(SnapshotError::Length { path, found, expected });
     }
     Ok(MemoryFile::new(file, path))
@@ -221,14 +220,37 @@ fn name_damage(path: &Path, sections: &[Section], manifest: &Manifest, found: Fi
 
 /// A whole file, if it is one of ours by its length.
 fn read(path: &Path) -> Result<Vec<u8>, SnapshotError> {
-    let failed = |operation| move |source| SnapshotError::File { operation, path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed("open"))?;
-    let size = file.metadata().map_err(failed("examine"))?.len();
-    if size > FILE_LIMIT {
-        return Err(SnapshotError::TooLong { path: path.to_owned(), size, limit: FILE_LIMIT });
+    read_up_to(FILE_LIMIT, path)
+}
+
+/// A whole file that has at most `limit` bytes.
+pub(super) fn read_up_to(limit: u64, path: &Path) -> Result<Vec<u8>, SnapshotError> {
+    let (file, size) = open(path)?;
+    if size > limit {
+        return Err(SnapshotError::TooLong { path: path.to_owned(), size, limit });
     }
     // One more, so that a file that is as long as it says is read in one go.
     let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
-    file.by_ref().take(FILE_LIMIT).read_to_end(&mut content).map_err(failed("read"))?;
+    let failed = |source| SnapshotError::File { operation: "read", path: path.to_owned(), source };
+    file.take(limit).read_to_end(&mut content).map_err(failed)?;
     Ok(content)
+}
+
+/// Opens a regular file; returns its length, too. Whoever made the directory may have put something else there: a pipe,
+/// which would keep the thread waiting for a writer, or a device, which never ends.
+fn open(path: &Path) -> Result<(File, u64), SnapshotError> {
+    let failed = |operation| move |source| SnapshotError::File { operation, path: path.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()));
+    let file = match opened {
+        Ok(file) => File::from(file),
+        // A socket, or the node of a device that is not there.
+        Err(Errno::NXIO | Errno::NODEV) => return Err(SnapshotError::NotFile { path: path.to_owned() }),
+        Err(error) => return Err(failed("open")(error.into())),
+    };
+    let metadata = file.metadata().map_err(failed("examine"))?;
+    if !metadata.is_file() {
+        return Err(SnapshotError::NotFile { path: path.to_owned() });
+    }
+    Ok((file, metadata.len()))
 }

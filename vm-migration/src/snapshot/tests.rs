@@ -1,6 +1,7 @@
 //! A snapshot directory is whole or none, and damage is refused by name.
 
 mod chain;
+mod files;
 mod target;
 
 use std::{

@@ -4,15 +4,15 @@
 //! to, and whoever cannot read it does without.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, OpenOptions},
+    io::{self, Write},
     path::Path,
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{MemoryTable, SnapshotError, WORKING_SET};
+use super::{MemoryTable, SnapshotError, WORKING_SET, read};
 
 /// Bytes of a page.
 const PAGE_SIZE: u64 = 4096;
@@ -106,20 +106,12 @@ impl WorkingSet {
     /// There is one that cannot be used.
     pub fn read(directory: &Path, root: u32, table: &MemoryTable) -> Result<Option<Self>, SnapshotError> {
         let path = directory.join(WORKING_SET);
-        let failed = |operation| {
-            let path = path.clone();
-            move |source| SnapshotError::File { operation, path, source }
+        let text = match read::read_up_to(FILE_LIMIT, &path) {
+            Err(SnapshotError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            text => text?,
         };
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(failed("open"))?,
-        };
-        let size = file.metadata().map_err(failed("examine"))?.len();
-        if size > FILE_LIMIT {
-            return Err(SnapshotError::TooLong { path, size, limit: FILE_LIMIT });
-        }
-        let mut text = Vec::new();
-        file.take(FILE_LIMIT).read_to_end(&mut text).map_err(failed("read"))?;
         Self::from_text(&text, &path, root, table).map(Some)
     }
 
@@ -248,6 +240,8 @@ fn write_new(path: &Path, content: &[u8]) -> Result<(), (&'static str, io::Error
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use tempfile::TempDir;
 
     use super::*;

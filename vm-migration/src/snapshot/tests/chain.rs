@@ -38,7 +38,7 @@ fn take(target: &Path, parent: Option<&Path>, own: &[(u64, u64)], value: u8) -> 
 }
 
 /// Three snapshots on top of one another, side by side.
-fn three() -> TempDir {
+pub(super) fn three() -> TempDir {
     let all = TempDir::new().unwrap();
     let [a, b, c] = ["a", "b", "c"].map(|name| all.path().join(name));
     take(&a, None, &[(0, 10)], 1).unwrap();
