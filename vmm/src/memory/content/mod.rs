@@ -59,6 +59,9 @@ pub enum ContentError {
     /// Saved memory cannot be read, or is not what was saved.
     #[error(transparent)]
     Saved(#[from] ChunkError),
+    /// Nobody learns any more what the guest touches.
+    #[error("guest memory cannot be paged in any more")]
+    Paging(#[source] io::Error),
     /// Memory cannot be put into place ahead of the guest.
     #[error("memory zone {zone}: cannot be brought in ahead")]
     Place {

@@ -240,29 +240,28 @@ impl Shared {
         vec![0; self.source.saved.chunk_length()]
     }
 
+    /// Answers faults until it is to stop. If no more can be had, whoever has one waits for ever, and the owner is told.
     fn serve(&self) {
+        if let Err(error) = self.answer() {
+            self.fail(&ContentError::Paging(error));
+        }
+    }
+
+    fn answer(&self) -> io::Result<()> {
         let mut buffer = self.buffer();
         loop {
-            match self.uffd.next_fault() {
-                Ok(Some(fault)) => self.resolve(&fault, &mut buffer),
-                Ok(None) => {}
-                Err(error) => {
-                    log::error!("guest memory cannot be paged in any more: {error}");
-                    return;
-                }
+            if let Some(fault) = self.uffd.next_fault()? {
+                self.resolve(&fault, &mut buffer);
             }
             let (faults, stop) = (self.uffd.as_fd(), self.stop.as_fd());
             let mut fds = [&faults, &stop].map(|fd| PollFd::new(fd, PollFlags::IN));
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => {
-                    log::error!("guest memory cannot be paged in any more: {error}");
-                    return;
-                }
+                Err(error) => return Err(error.into()),
             }
             let [_, stopped] = fds;
             if !stopped.revents().is_empty() {
-                return;
+                return Ok(());
             }
         }
     }

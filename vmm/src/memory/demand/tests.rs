@@ -103,3 +103,48 @@ fn damage_is_told_and_not_put_there() {
         assert_eq!(reader.join().unwrap(), 3);
     });
 }
+
+#[test]
+fn what_was_brought_in_by_half_is_brought_in_by_the_rest() {
+    let (mapping, pager, _) = start(source());
+    let start = mapping.as_ptr() as u64;
+    let uffd = &pager.shared.uffd;
+    // As a call leaves it that ends early, for want of memory: of what is stored, and of what is zero.
+    uffd.copy(start, &[1; 3 * 4096]).unwrap();
+    uffd.zero(start + CHUNK_SIZE + 8192, 4096).unwrap();
+    // Whoever waited for these has gone on, and has written.
+    for at in [4096, CHUNK_SIZE + 8192] {
+        mapping.get_slice(usize::try_from(at).unwrap(), 1).unwrap().copy_from(&[200u8]);
+    }
+    pager.fill(&()).unwrap();
+    for (at, value) in [(0, 1), (4096, 200), (4097, 1), (3 * 4096, 1), (CHUNK_SIZE - 1, 1)] {
+        assert_eq!(read(&mapping, at), value, "{at:#x}");
+    }
+    for (at, value) in [(0, 0), (8191, 0), (8192, 200), (8193, 0), (CHUNK_SIZE - 1, 0)] {
+        assert_eq!(read(&mapping, CHUNK_SIZE + at), value, "{at:#x}");
+    }
+    assert!(!pager.has_failed());
+}
+
+#[test]
+fn the_owner_is_told_if_faults_cannot_be_read_any_more() {
+    let (sender, failures) = mpsc::channel();
+    let uffd = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    let shared = Shared {
+        uffd: Userfaultfd::of(uffd.into()),
+        stop: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+        zones: Vec::new(),
+        source: source(),
+        failed: AtomicBool::new(false),
+        on_failure: Arc::new(move |error| drop(sender.send(crate::error::chain(error)))),
+        brought: AtomicU64::new(0),
+        touched: parking_lot::Mutex::new(None),
+    };
+    shared.serve();
+    let failure = failures.try_recv().unwrap();
+    assert!(
+        failure.contains("cannot be paged in any more") && failure.contains("Bad file desc"),
+        "{failure}"
+    );
+    assert!(shared.failed.load(Ordering::Acquire));
+}

@@ -8,6 +8,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
+use crate::config::PAGE_SIZE;
+
 const IO: libc::c_ulong = 0xaa << 8;
 
 const fn ioctl(direction: libc::c_ulong, number: libc::c_ulong, size: usize) -> libc::c_ulong {
@@ -124,6 +126,12 @@ impl Userfaultfd {
         Self::begin(i32::try_from(fd).unwrap_or(-1), FEATURES_TO_TRACK)
     }
 
+    /// What is read as if it were one.
+    #[cfg(test)]
+    pub fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     fn begin(fd: libc::c_int, features: u64) -> io::Result<Self> {
         if fd < 0 {
             return Err(io::Error::last_os_error());
@@ -182,10 +190,11 @@ impl Userfaultfd {
         Ok((message.event == EVENT_PAGEFAULT).then_some(fault))
     }
 
-    /// Puts `content` at `to`, where no page is yet, and wakes whoever waits for it.
+    /// Puts `content` at `to`, and wakes whoever waits for it. Pages that are there already stay as they are: an earlier
+    /// call put them there that did not come to its end, and they may have been written since.
     ///
     /// # Errors
-    /// A page is there already, or the range is not registered.
+    /// There is no memory for it, or the range is not registered. Some of the pages may be there.
     pub fn copy(&self, to: u64, content: &[u8]) -> io::Result<()> {
         let mut done = 0;
         while let Some(rest) = content.get(done..).filter(|rest| !rest.is_empty()) {
@@ -194,7 +203,7 @@ impl Userfaultfd {
             // SAFETY: the kernel reads `len` bytes that are borrowed here, and fills only pages of a registered
             // range that are missing, whose waiting readers see them whole.
             let result = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), COPY, &raw mut arguments) });
-            done += progress(result, arguments.copied)?;
+            done += progress(result, arguments.copied, len)?;
         }
         Ok(())
     }
@@ -210,7 +219,7 @@ impl Userfaultfd {
             let mut arguments = ZeropageArguments { range, mode: 0, zeroed: 0 };
             // SAFETY: as above, with zeros.
             let result = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), ZEROPAGE, &raw mut arguments) });
-            done += progress(result, arguments.zeroed)? as u64;
+            done += progress(result, arguments.zeroed, len - done)? as u64;
         }
         Ok(())
     }
@@ -236,9 +245,13 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// How far a call came: when mappings change meanwhile it stops early, and is to be made again.
-fn progress(result: io::Result<()>, done: i64) -> io::Result<usize> {
+/// How far a call for `len` bytes came: when mappings change meanwhile, or there is less memory than it takes, it stops
+/// early, and is to be made again. Where there is a page already it does nothing, and that page is done.
+fn progress(result: io::Result<()>, done: i64, len: u64) -> io::Result<usize> {
     match result {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            Ok(usize::try_from(PAGE_SIZE.min(len)).unwrap_or(0))
+        }
         Err(error) if error.raw_os_error() != Some(libc::EAGAIN) => Err(error),
         _ => Ok(usize::try_from(done).unwrap_or(0)),
     }
