@@ -96,13 +96,13 @@ impl Pagemap {
         }
     }
 
-    /// The process's own pages of `mapping` that were written since the last call, in order; from now on they count
-    /// as not written. The mapping is registered for that, with a userfaultfd. What was zero and was read for the
-    /// first time may be among them.
+    /// Adds to `pages` the process's own pages of `mapping` that were written since the last call, in order; from now on
+    /// they count as not written. The mapping is registered for that, with a userfaultfd. What was zero and was read for
+    /// the first time may be among them.
     ///
     /// # Errors
-    /// The kernel cannot tell, or it is not registered.
-    pub fn take_written(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
+    /// The kernel cannot tell, or it is not registered. What was added counts as not written all the same, and more may.
+    pub fn take_written(&self, mapping: &MmapRegion, pages: &mut Vec<Pages>) -> io::Result<()> {
         // Pages that are there, and not the file's: to protect what is not there, the kernel would note that for
         // each page, and show it as swapped out.
         let written = ScanArguments {
@@ -112,7 +112,7 @@ impl Pagemap {
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..ScanArguments::default()
         };
-        self.regions(mapping, 0..mapping.size() as u64, &written)
+        self.regions(mapping, 0..mapping.size() as u64, &written, pages)
     }
 
     /// The pages of `mapping` that are swapped out, or were protected and thrown away, in order.
@@ -121,7 +121,9 @@ impl Pagemap {
     /// The kernel cannot tell.
     pub fn swapped(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
         let swapped = ScanArguments { category_mask: PAGE_IS_SWAPPED, ..ScanArguments::default() };
-        self.regions(mapping, 0..mapping.size() as u64, &swapped)
+        let mut pages = Vec::new();
+        self.regions(mapping, 0..mapping.size() as u64, &swapped, &mut pages)?;
+        Ok(pages)
     }
 
     fn scan(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
@@ -129,7 +131,9 @@ impl Pagemap {
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..ScanArguments::default()
         };
-        self.regions(mapping, part, &present)
+        let mut pages = Vec::new();
+        self.regions(mapping, part, &present, &mut pages)?;
+        Ok(pages)
     }
 
     fn regions(
@@ -137,11 +141,11 @@ impl Pagemap {
         mapping: &MmapRegion,
         part: Range<u64>,
         wanted: &ScanArguments,
-    ) -> io::Result<Vec<Pages>> {
+        pages: &mut Vec<Pages>,
+    ) -> io::Result<()> {
         let base = mapping.as_ptr() as u64;
         let end = base.saturating_add(part.end);
         let mut regions = [PageRegion::default(); SCAN_LENGTH];
-        let mut pages = Vec::new();
         let mut start = base.saturating_add(part.start);
         while start < end {
             let mut arguments = ScanArguments {
@@ -160,14 +164,14 @@ impl Pagemap {
             for region in regions.iter().take(count) {
                 let range = region.start.saturating_sub(base)..region.end.saturating_sub(base);
                 let own = region.categories & PAGE_IS_FILE == 0 || region.categories & PAGE_IS_SWAPPED != 0;
-                append(&mut pages, range, own);
+                append(pages, range, own);
             }
             if arguments.walk_end <= start {
                 break;
             }
             start = arguments.walk_end;
         }
-        Ok(pages)
+        Ok(())
     }
 
     /// The same out of the entries of the file, eight bytes a page (Linux, admin-guide/mm/pagemap.rst).
