@@ -33,7 +33,7 @@ pub enum StateError {
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct SavedVcpu(VcpuState);
+pub(super) struct SavedVcpu(VcpuState);
 
 impl State for SavedVcpu {
     const KIND: &'static str = "vcpu";
@@ -42,7 +42,7 @@ impl State for SavedVcpu {
 
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct SavedIrqchip(IrqchipState);
+pub(super) struct SavedIrqchip(IrqchipState);
 
 impl State for SavedIrqchip {
     const KIND: &'static str = "irqchip";
@@ -52,7 +52,7 @@ impl State for SavedIrqchip {
 /// The guest's clock while it stood still; none where the hypervisor hands none out.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct SavedClock(Option<VmClock>);
+pub(super) struct SavedClock(Option<VmClock>);
 
 impl State for SavedClock {
     const KIND: &'static str = "clock";

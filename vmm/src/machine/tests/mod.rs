@@ -3,6 +3,7 @@
 mod firmware;
 mod flash;
 mod images;
+mod kinds;
 mod lifecycle;
 mod listeners;
 mod order;
