@@ -84,7 +84,8 @@ struct Kept {
 /// The sections that are kept, by kind and version. A file is called by its version, and by what is special about it.
 fn kept() -> BTreeMap<(String, u32), Vec<Kept>> {
     let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for path in entries(&repository().join("tests/golden/sections")).iter().flat_map(|kind| entries(kind)) {
+    let kinds = entries(&repository().join("tests/golden/sections")).into_iter().filter(|path| path.is_dir());
+    for path in kinds.flat_map(|kind| entries(&kind)) {
         let section: Section = serde_json::from_slice(&fs::read(&path).unwrap())
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let part = |part: Option<&std::ffi::OsStr>| part.unwrap().to_str().unwrap().to_owned();
