@@ -1,6 +1,8 @@
 //! Bits that flip, files that end early, and files of another snapshot: 10,000 of the first and 5,000 of the second,
-//! over all files of a real snapshot. Each is refused; for `config.json`, which may be edited, the promise is another
-//! one: it is refused, or it says the same machine as before, or the edit is reported.
+//! over all files of a real snapshot, and fewer over those of a snapshot of differences and the one that it builds on.
+//! Each is refused; for `config.json`, which may be edited, the promise is another one: it is refused, or it says the same
+//! machine as before, or the edit is reported. What no restore reads, pages that another snapshot of the chain supplies,
+//! may be anything.
 
 use std::{
     fs::{self, File},
@@ -19,6 +21,10 @@ const SEED: u64 = 0x00c0_ffee_5eed;
 /// For each of the four files.
 const FLIPS: usize = 10_000 / 4;
 const TRUNCATIONS: usize = 5_000 / 4;
+
+/// For each kind of damage to each file of a chain.
+const FLIPS_OF_CHAIN: usize = 250;
+const TRUNCATIONS_OF_CHAIN: usize = 125;
 
 const PAGE: u64 = 4096;
 
@@ -80,8 +86,9 @@ enum Bits {
     Written,
 }
 
-/// Flips bits of a file, one at a time, and sees to it that all is as before afterwards.
-fn flip(golden: &Golden, name: &str, bits: Bits, count: usize, mut judge: impl FnMut(&str)) {
+/// Flips bits of a file, one at a time, and sees to it that all is as before afterwards. `judge` is told of each, and in
+/// which page of the file it is.
+fn flip(golden: &Golden, name: &str, bits: Bits, count: usize, mut judge: impl FnMut(&str, u64)) {
     let file = File::options().read(true).write(true).open(golden.file(name)).unwrap();
     let length = file.metadata().unwrap().len();
     let written = written(&file, length);
@@ -98,9 +105,9 @@ fn flip(golden: &Golden, name: &str, bits: Bits, count: usize, mut judge: impl F
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
-        judge(&format!("seed {SEED:#x}, round {round}: bit {bit} of byte {at} of {name}"));
-        file.write_all_at(&byte, at).unwrap();
         let page = at / PAGE;
+        judge(&format!("seed {SEED:#x}, round {round}: bit {bit} of byte {at} of {name}"), page);
+        file.write_all_at(&byte, at).unwrap();
         if written.binary_search(&page).is_err() {
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             fallocate(&file, punch, page * PAGE, PAGE).unwrap();
@@ -135,7 +142,7 @@ fn truncate(golden: &Golden, name: &str, count: usize) {
 
 fn flips_and_truncations_are_refused(name: &str) {
     let golden = Golden::unpacked();
-    flip(&golden, name, Bits::All, FLIPS, |what| must_be_refused(&golden, name, what));
+    flip(&golden, name, Bits::All, FLIPS, |what, _| must_be_refused(&golden, name, what));
     truncate(&golden, name, TRUNCATIONS);
 }
 
@@ -151,7 +158,7 @@ fn damage_to_the_state_is_refused() {
 
 fn flips_of_memory_are_refused(bits: Bits) {
     let golden = Golden::unpacked();
-    flip(&golden, MEMORY, bits, FLIPS / 2, |what| must_be_refused(&golden, MEMORY, what));
+    flip(&golden, MEMORY, bits, FLIPS / 2, |what, _| must_be_refused(&golden, MEMORY, what));
 }
 
 #[test]
@@ -169,11 +176,9 @@ fn memory_that_ends_early_is_refused() {
     truncate(&Golden::unpacked(), MEMORY, TRUNCATIONS);
 }
 
-#[test]
-fn damage_to_the_configuration_is_refused_or_comes_to_nothing_or_is_reported() {
-    let golden = Golden::unpacked();
+fn damage_to_the_configuration(golden: &Golden, flips: usize, truncations: usize) {
     let (mut refused, mut equal, mut reported) = (0, 0, 0);
-    flip(&golden, CONFIG, Bits::All, FLIPS, |what| match outcome(&golden, Verify::State) {
+    flip(golden, CONFIG, Bits::All, flips, |what, _| match outcome(golden, Verify::State) {
         Outcome::Refused(said) => {
             assert!(!said.is_empty(), "{what}");
             refused += 1;
@@ -183,8 +188,13 @@ fn damage_to_the_configuration_is_refused_or_comes_to_nothing_or_is_reported() {
         Outcome::Unnoticed => panic!("{what}: it is restored, and another machine"),
     });
     // All three happen; a test in which one does not has lost its way.
-    assert!(refused > FLIPS / 2 && equal > 0 && reported > 0, "{refused}, {equal}, {reported}");
-    truncate(&golden, CONFIG, TRUNCATIONS);
+    assert!(refused > flips / 2 && equal > 0 && reported > 0, "{refused}, {equal}, {reported}");
+    truncate(golden, CONFIG, truncations);
+}
+
+#[test]
+fn damage_to_the_configuration_is_refused_or_comes_to_nothing_or_is_reported() {
+    damage_to_the_configuration(&Golden::unpacked(), FLIPS, TRUNCATIONS);
 }
 
 #[test]
@@ -210,4 +220,83 @@ fn memory_of_another_snapshot_is_refused() {
     must_be_refused(&golden, MEMORY, "two chunks that have changed places");
     fs::rename(other.file(MEMORY), golden.file(MEMORY)).unwrap();
     golden.rehearse(Verify::Full).expect("its own is as good as ever");
+}
+
+/// A file of the snapshot below, as the one on top calls it.
+fn below(name: &str) -> String {
+    format!("../snapshot/{name}")
+}
+
+#[test]
+fn damage_to_what_describes_a_chain_is_refused_by_the_name_of_the_file() {
+    let golden = Golden::chain();
+    for name in [MANIFEST, STATE, &below(MANIFEST)] {
+        let good = fs::read(golden.file(name)).unwrap();
+        flip(&golden, name, Bits::All, FLIPS_OF_CHAIN, |what, _| must_be_refused(&golden, name, what));
+        truncate(&golden, name, TRUNCATIONS_OF_CHAIN);
+        fs::write(golden.file(name), good).unwrap();
+    }
+    damage_to_the_configuration(&golden, FLIPS_OF_CHAIN, TRUNCATIONS_OF_CHAIN);
+}
+
+#[test]
+fn damage_to_the_memory_of_a_chain_is_refused_where_it_is_read() {
+    let golden = Golden::chain();
+    let chain = Snapshot::open(&golden.snapshot(), true).unwrap().manifest.chain.unwrap();
+    let is_own = |page: u64| chain.own.iter().any(|run| run.contains(&page));
+    // What the one on top supplies is read from its file, and the rest from the other one's.
+    for (name, of_the_top) in [(MEMORY, true), (&*below(MEMORY), false)] {
+        let (mut refused, mut harmless) = (0, 0);
+        for bits in [Bits::All, Bits::Written] {
+            flip(&golden, name, bits, FLIPS_OF_CHAIN / 2, |what, page| {
+                if is_own(page) == of_the_top {
+                    must_be_refused(&golden, name, what);
+                    refused += 1;
+                } else {
+                    let came_to = outcome(&golden, Verify::Full);
+                    assert!(matches!(came_to, Outcome::Equal), "{what}: nobody reads it");
+                    harmless += 1;
+                }
+            });
+        }
+        // Both happen; a test in which one does not has lost its way.
+        assert!(refused >= FLIPS_OF_CHAIN / 4 && harmless > 0, "{name}: {refused}, {harmless}");
+        let copy = golden.file("copy");
+        fs::copy(golden.file(name), &copy).unwrap();
+        truncate(&golden, name, TRUNCATIONS_OF_CHAIN);
+        fs::rename(copy, golden.file(name)).unwrap();
+    }
+    golden.rehearse(Verify::Full).expect("all is as before");
+}
+
+#[test]
+fn the_state_and_the_configuration_of_the_snapshot_below_are_not_needed() {
+    let golden = Golden::chain();
+    for name in [CONFIG, STATE] {
+        let good = fs::read(golden.file(&below(name))).unwrap();
+        fs::write(golden.file(&below(name)), &good[..good.len() / 2]).unwrap();
+        assert!(matches!(outcome(&golden, Verify::Full), Outcome::Equal), "{name}");
+        fs::remove_file(golden.file(&below(name))).unwrap();
+        assert!(matches!(outcome(&golden, Verify::Full), Outcome::Equal), "{name}");
+    }
+}
+
+#[test]
+fn files_of_a_chain_that_have_changed_places_are_refused() {
+    let golden = Golden::chain();
+    for name in [MANIFEST, MEMORY] {
+        let (top, bottom, aside) = (golden.file(name), golden.file(&below(name)), golden.file("aside"));
+        let swap = || {
+            fs::rename(&top, &aside).unwrap();
+            fs::rename(&bottom, &top).unwrap();
+            fs::rename(&aside, &bottom).unwrap();
+        };
+        swap();
+        match outcome(&golden, Verify::Full) {
+            Outcome::Refused(said) => assert!(said.contains(&*golden.snapshot().to_string_lossy()), "{said}"),
+            _ => panic!("{name}: it is restored"),
+        }
+        swap();
+        golden.rehearse(Verify::Full).expect("all is as before");
+    }
 }

@@ -1,4 +1,4 @@
-//! The snapshot of format 1 that is kept in tests/golden, and the host that it is from.
+//! The snapshots that are kept in tests/golden, and the host that they are from.
 
 use std::{
     fs,
@@ -26,23 +26,38 @@ use crate::{
 /// A copy of it that a test may do anything to.
 pub(super) struct Golden {
     place: TempDir,
+    /// The directory that is restored.
+    top: &'static str,
     /// CPU identification that its guest was given.
     pub(super) cpu: Vec<CpuidEntry>,
 }
 
 impl Golden {
     pub(super) fn unpacked() -> Self {
+        Self::of(&["format-1"], "snapshot")
+    }
+
+    /// The one of format 2, on top of that of format 1, which is `../snapshot` from there.
+    pub(super) fn chain() -> Self {
+        Self::of(&["format-1", "format-2"], "top")
+    }
+
+    fn of(formats: &[&str], top: &'static str) -> Self {
         let place = tempfile::tempdir().unwrap();
-        let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/format-1/snapshot.tar.gz");
-        let tar = Command::new("tar").arg("-xzf").arg(packed).arg("-C").arg(place.path()).status().unwrap();
-        assert!(tar.success());
-        let snapshot = Snapshot::open(&place.path().join("snapshot"), true).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+        for format in formats {
+            let packed = golden.join(format).join("snapshot.tar.gz");
+            let tar =
+                Command::new("tar").arg("-xzf").arg(packed).arg("-C").arg(place.path()).status().unwrap();
+            assert!(tar.success());
+        }
+        let snapshot = Snapshot::open(&place.path().join(top), true).unwrap();
         let cpu = serde_json::from_str(snapshot.manifest.cpu.get()).unwrap();
-        Self { place, cpu }
+        Self { place, top, cpu }
     }
 
     pub(super) fn snapshot(&self) -> PathBuf {
-        self.place.path().join("snapshot")
+        self.place.path().join(self.top)
     }
 
     pub(super) fn disk(&self) -> PathBuf {
