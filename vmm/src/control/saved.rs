@@ -78,7 +78,7 @@ impl Life {
         let revived = self.revive(restore, &job);
         if revived.is_err() {
             // Whatever was opened for it is closed again: the next request finds nothing of this one.
-            self.host.consoles.forget();
+            self.host.consoles.give_up();
             while self.host.requests.take().is_some() {}
         }
         end(job, &revived);

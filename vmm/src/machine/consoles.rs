@@ -35,6 +35,8 @@ pub struct Consoles {
 struct Place {
     opened: Option<(ConsoleTarget, Opened)>,
     pty: Option<PathBuf>,
+    // The file that was made for it, if one was.
+    made: Option<PathBuf>,
     // Held until the console is gone.
     _socket: Option<SocketFile>,
 }
@@ -68,8 +70,9 @@ impl Consoles {
     pub fn prepare(&self, seat: Seat, target: &ConsoleTarget, existing: Existing) -> Result<(), AttachError> {
         let opened = terminal::open(target, existing)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
+        let made = opened.as_ref().and_then(|opened| opened.made.clone());
         let opened = opened.map(|opened| (target.clone(), opened));
-        *self.place(seat).lock() = Place { opened, pty, _socket: SocketFile::of(target) };
+        *self.place(seat).lock() = Place { opened, pty, made, _socket: SocketFile::of(target) };
         Ok(())
     }
 
@@ -86,7 +89,8 @@ impl Consoles {
         }
         let opened = terminal::open(target, Existing::Append)?;
         let pty = opened.as_ref().and_then(|opened| opened.pty.clone());
-        *place = Place { opened: None, pty, _socket: SocketFile::of(target) };
+        let made = opened.as_ref().and_then(|opened| opened.made.clone());
+        *place = Place { opened: None, pty, made, _socket: SocketFile::of(target) };
         Ok(opened.map(|opened| opened.terminal))
     }
 
@@ -95,7 +99,16 @@ impl Consoles {
         self.place(seat).lock().pty.clone()
     }
 
-    /// The consoles are gone: closes what nobody has taken, removes what was made for them.
+    /// There is no machine for them after all: as [`forget`](Self::forget), and files that were made for them are removed
+    /// if nothing has been written to them.
+    pub fn give_up(&self) {
+        for seat in [Seat::Serial, Seat::Virtio] {
+            let place = std::mem::take(&mut *self.place(seat).lock());
+            place.made.iter().for_each(|path| terminal::remove_if_empty(path));
+        }
+    }
+
+    /// The consoles are gone: closes what nobody has taken, removes what was made for them but for files.
     pub fn forget(&self) {
         for seat in [Seat::Serial, Seat::Virtio] {
             *self.place(seat).lock() = Place::default();
@@ -130,5 +143,44 @@ mod tests {
         consoles.forget();
         drop(consoles.take(Seat::Serial, &target).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "last words");
+    }
+
+    #[test]
+    fn a_file_that_was_made_in_vain_is_removed_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let target = ConsoleTarget::File(path.clone());
+        let consoles = Consoles::default();
+        for existing in [Existing::Append, Existing::Truncate] {
+            // Taken or not.
+            for take in [false, true] {
+                consoles.prepare(Seat::Virtio, &target, existing).unwrap();
+                assert!(path.exists());
+                if take {
+                    drop(consoles.take(Seat::Virtio, &target).unwrap());
+                }
+                consoles.give_up();
+                assert!(!path.exists());
+            }
+        }
+        // One of a machine that lived, and one that something has been written to.
+        consoles.prepare(Seat::Virtio, &target, Existing::Append).unwrap();
+        consoles.forget();
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        consoles.prepare(Seat::Virtio, &target, Existing::Append).unwrap();
+        fs::write(&path, "words").unwrap();
+        consoles.give_up();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "words");
+        // One that was there, though empty; and what a link led to.
+        fs::write(&path, "").unwrap();
+        consoles.prepare(Seat::Virtio, &target, Existing::Append).unwrap();
+        consoles.give_up();
+        assert!(path.exists());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path().join("behind"), &link).unwrap();
+        consoles.prepare(Seat::Virtio, &ConsoleTarget::File(link.clone()), Existing::Append).unwrap();
+        consoles.give_up();
+        assert!(link.exists());
     }
 }

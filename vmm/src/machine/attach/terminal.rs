@@ -32,6 +32,8 @@ pub struct Opened {
     pub terminal: Arc<Terminal>,
     /// Where the guest's side of it is, if it is a pseudo-terminal of ours.
     pub pty: Option<PathBuf>,
+    /// The file that it writes to, if that was made for it.
+    pub made: Option<PathBuf>,
 }
 
 /// What becomes of a file that a console writes to, if there is one.
@@ -48,12 +50,19 @@ pub enum Existing {
 /// # Errors
 /// Something cannot be opened, made or listened on.
 pub fn open(target: &ConsoleTarget, existing: Existing) -> Result<Option<Opened>, AttachError> {
+    let mut made = None;
     let opened = match target {
         ConsoleTarget::Off => return Ok(None),
         ConsoleTarget::Null => Terminal::null(),
-        ConsoleTarget::Tty => return standard().map(|terminal| Some(Opened { terminal, pty: None })),
+        ConsoleTarget::Tty => {
+            return standard().map(|terminal| Some(Opened { terminal, pty: None, made }));
+        }
         ConsoleTarget::Pty => return pseudo_terminal().map(Some),
-        ConsoleTarget::File(path) => Terminal::file(create(path, existing)?),
+        ConsoleTarget::File(path) => {
+            let (file, is_new) = create(path, existing)?;
+            made = is_new.then(|| path.clone());
+            Terminal::file(file)
+        }
         ConsoleTarget::Socket(path) => {
             let listener = UnixListener::bind(path)
                 .map_err(|source| AttachError::Open { path: path.clone(), source })?;
@@ -61,7 +70,13 @@ pub fn open(target: &ConsoleTarget, existing: Existing) -> Result<Option<Opened>
             Terminal::socket(listener).inspect_err(|_| drop(std::fs::remove_file(path)))
         }
     };
-    opened.map(|terminal| Some(Opened { terminal, pty: None })).map_err(AttachError::Function)
+    match opened {
+        Ok(terminal) => Ok(Some(Opened { terminal, pty: None, made })),
+        Err(error) => {
+            made.iter().for_each(|path| remove_if_empty(path));
+            Err(AttachError::Function(error))
+        }
+    }
 }
 
 fn standard() -> Result<Arc<Terminal>, AttachError> {
@@ -90,17 +105,34 @@ fn pseudo_terminal() -> Result<Opened, AttachError> {
     let (main, subordinate, name) = pair().map_err(failed)?;
     log::warn!("console at {name}");
     let terminal = Terminal::pty(main, subordinate).map_err(failed)?;
-    Ok(Opened { terminal, pty: Some(name.into()) })
+    Ok(Opened { terminal, pty: Some(name.into()), made: None })
 }
 
-fn create(path: &Path, existing: Existing) -> Result<File, AttachError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .append(existing == Existing::Append)
-        .truncate(existing == Existing::Truncate)
-        .open(path)
-        .map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
+/// The file, and whether it was made.
+fn create(path: &Path, existing: Existing) -> Result<(File, bool), AttachError> {
+    let mut options = OpenOptions::new();
+    options.write(true).append(existing == Existing::Append);
+    let opened = match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // A link that leads nowhere is there already, and what it leads to is made.
+            options.create(true).truncate(existing == Existing::Truncate);
+            options.open(path).map(|file| (file, false))
+        }
+        Err(error) => Err(error),
+    };
+    opened.map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
+}
+
+/// Removes a file that was made for a console, unless something has been written to it.
+pub fn remove_if_empty(path: &Path) {
+    let removed = match path.symlink_metadata() {
+        Ok(there) if there.is_file() && there.len() == 0 => std::fs::remove_file(path),
+        _ => Ok(()),
+    };
+    if let Err(error) = removed {
+        log::warn!("{} stays: {error}", path.display());
+    }
 }
 
 /// What becomes of input.
