@@ -16,7 +16,7 @@ use super::{
     life::{Booted, Life, Outcome, Stored},
 };
 use crate::{
-    config::{VmConfig, wire::IdCounter},
+    config::{self, VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
     machine::{Blank, ClockPolicy, Commits, TscFrequency, attach::terminal::Existing, consoles::Seat},
@@ -209,9 +209,10 @@ fn open(restore: Restore) -> Result<Opened, CommandError> {
         },
         new_generation: said.generation_id != Some(GenerationId::Keep),
     })?;
-    hand_over(&mut opened.said, &said, descriptors)?;
     update_zones(&mut opened.said, &said.zone_updates)?;
     opened.lay_over(&said.overrides)?;
+    // Last: a device may have been given a tap instead.
+    hand_over(&mut opened.said, &said, descriptors)?;
     Ok(opened)
 }
 
@@ -239,21 +240,29 @@ fn hand_over(
     for net in request.net_fds.iter().flatten() {
         given.insert(&net.id, descriptors.by_ref().take(net.num_fds).collect());
     }
+    let wrong = |why: String| Err(CommandError::Request(format!("net_fds: {why}")));
     for net in said.net.iter_mut().flatten() {
         let id = net.id.as_deref().unwrap_or_default();
         let saved = net.fds.as_ref().map_or(0, Vec::len);
         match given.remove(id) {
             Some(now) if saved > 0 && now.len() != saved => {
-                let why = format!("net_fds: {id} had {saved} descriptors, {} are given", now.len());
-                return Err(CommandError::Request(why));
+                return wrong(format!("{id} had {saved} descriptors, {} are given", now.len()));
             }
             Some(now) => {
+                // Whoever opened the tap has set it up.
+                let laid_over = request.overrides.iter().find(|laid_over| laid_over.id == id);
+                let tap = laid_over.and_then(|laid_over| laid_over.tap.as_ref().map(|_| "tap"));
+                let mac = laid_over.and_then(|laid_over| laid_over.host_mac.map(|_| "host_mac"));
+                if let Some(key) = tap.or(mac) {
+                    return wrong(format!("{id} is given descriptors, and overrides have a {key} for it"));
+                }
+                net.tap = None;
                 net.fds = Some(vec![-1; now.len()]);
                 net.descriptors = wire::Descriptors(now);
             }
             None if saved > 0 => {
-                let why = format!("net_fds: {id} had {saved} descriptors, none is given");
-                return Err(CommandError::Request(why));
+                let why = "none is given, and no tap in their place (overrides)";
+                return wrong(format!("{id} had {saved} descriptors, {why}"));
             }
             None => {}
         }
@@ -267,10 +276,10 @@ fn hand_over(
 /// Lets memory zones come from other nodes of the host.
 fn update_zones(said: &mut wire::VmConfig, updates: &[wire::ZoneUpdate]) -> Result<(), CommandError> {
     for update in updates {
-        let mut zones = said.memory.zones.iter_mut().flatten();
-        let zone = zones
-            .find(|zone| zone.id == update.id)
-            .ok_or_else(|| CommandError::UnknownZone(update.id.clone()))?;
+        let id = &update.id;
+        let zone = config::wire::memory_zone(&mut said.memory, id)
+            .map_err(|why| CommandError::Request(format!("zone_updates: {id}: {why}")))?
+            .ok_or_else(|| CommandError::UnknownZone(id.clone()))?;
         zone.host_numa_node = Some(update.host_numa_node);
     }
     Ok(())
@@ -339,6 +348,46 @@ mod tests {
         // The number is right, and there is nothing that could take them.
         let refused = given(request(json!({ "vfio_fds": [{ "id": "v" }] })), descriptors(5)).unwrap_err();
         assert!(matches!(refused, CommandError::Unavailable(what) if what.contains("VFIO")), "{refused}");
+    }
+
+    #[test]
+    fn a_tap_that_was_named_is_replaced_by_descriptors_and_not_both_are_given() {
+        let net_fds = json!([
+            { "id": "a", "num_fds": 1 }, { "id": "b", "num_fds": 2 }, { "id": "tap", "num_fds": 1 },
+        ]);
+        let opened = descriptors(4);
+        let numbers: Vec<i32> = opened.iter().map(AsRawFd::as_raw_fd).collect();
+        let expected = [vec![numbers[0]], vec![numbers[1], numbers[2]], vec![numbers[3]]];
+        assert_eq!(given(request(json!({ "net_fds": net_fds })), opened).unwrap(), expected);
+        for (key, value) in [("tap", "tap0"), ("host_mac", "2e:00:00:00:00:01")] {
+            let overrides = json!([{ "id": "tap", key: value }]);
+            let said = request(json!({ "net_fds": net_fds, "overrides": overrides }));
+            let refused = given(said, descriptors(4)).unwrap_err().to_string();
+            let expected = format!("net_fds: tap is given descriptors, and overrides have a {key} for it");
+            assert_eq!(refused, expected);
+        }
+    }
+
+    #[test]
+    fn memory_comes_from_another_node() {
+        let updates = |id: &str| vec![wire::ZoneUpdate { id: id.into(), host_numa_node: 1 }];
+        let mut zones: wire::VmConfig = serde_json::from_value(json!({
+            "memory": { "size": 0, "zones": [{ "id": "z", "size": 4096 }] },
+        }))
+        .unwrap();
+        update_zones(&mut zones, &updates("z")).unwrap();
+        assert_eq!(zones.memory.zones.as_ref().unwrap()[0].host_numa_node, Some(1));
+        let error = update_zones(&mut zones, &updates("mem0")).unwrap_err();
+        assert!(matches!(error, CommandError::UnknownZone(id) if id == "mem0"));
+        let mut plain: wire::VmConfig =
+            serde_json::from_value(json!({ "memory": { "size": 4096, "shared": true } })).unwrap();
+        update_zones(&mut plain, &updates("mem0")).unwrap();
+        let zone = &plain.memory.zones.as_ref().unwrap()[0];
+        assert_eq!((zone.id.as_str(), zone.host_numa_node, zone.shared), ("mem0", Some(1), true));
+        plain = wire::VmConfig::default();
+        plain.memory.hotplug_size = Some(4096);
+        let error = update_zones(&mut plain, &updates("mem0")).unwrap_err().to_string();
+        assert!(error.starts_with("zone_updates: mem0: ") && error.contains("ACPI"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::{
 use api_client::wire::{self, ConsoleMode, PciDevice, RestoreOverride};
 use thiserror::Error;
 
+use crate::config::wire::memory_zone;
+
 /// Id of the serial port.
 const SERIAL: &str = "__serial";
 /// Id of the virtio console, unless it has another.
@@ -150,9 +152,16 @@ fn lay(said: &mut wire::VmConfig, wanted: &RestoreOverride) -> Result<Kind, Over
         return Ok(Kind::Disk);
     }
     if let Some(net) = said.net.iter_mut().flatten().find(is(id)) {
-        return net_device(net, wanted).map(|()| Kind::Net);
+        net_device(net, wanted);
+        return Ok(Kind::Net);
     }
-    if let Some(zone) = said.memory.zones.iter_mut().flatten().find(|zone| zone.id == id) {
+    let key = if wanted.file.is_some() { "file" } else { "host_numa_node" };
+    let zone = memory_zone(&mut said.memory, id).map_err(|why| OverrideError::Value {
+        id: id.to_owned(),
+        key,
+        why,
+    })?;
+    if let Some(zone) = zone {
         if let Some(file) = &wanted.file {
             exists(id, "file", file)?;
             zone.file = Some(file.clone());
@@ -179,17 +188,13 @@ fn lay(said: &mut wire::VmConfig, wanted: &RestoreOverride) -> Result<Kind, Over
     Err(OverrideError::Unknown(id.to_owned()))
 }
 
-fn net_device(net: &mut wire::NetConfig, wanted: &RestoreOverride) -> Result<(), OverrideError> {
+fn net_device(net: &mut wire::NetConfig, wanted: &RestoreOverride) {
     if let Some(tap) = &wanted.tap {
-        if net.fds.is_some() {
-            let why = "it has descriptors, which come with net_fds";
-            return Err(OverrideError::Value { id: wanted.id.clone(), key: "tap", why });
-        }
-        net.tap = Some(tap.clone());
+        // It takes the place of descriptors, if the device had those.
+        (net.tap, net.fds, net.descriptors) = (Some(tap.clone()), None, wire::Descriptors::default());
     }
     net.mac = wanted.mac.or(net.mac);
     net.host_mac = wanted.host_mac.or(net.host_mac);
-    Ok(())
 }
 
 type Target = (ConsoleMode, Option<PathBuf>, Option<PathBuf>);
@@ -266,6 +271,7 @@ mod tests {
         let (config, keys) = changed(json!([
             { "id": "other", "path": place },
             { "id": "_net1", "tap": "tap7", "mac": "2e:00:00:00:00:01", "host_mac": "2e:00:00:00:00:02" },
+            { "id": "_net2", "tap": "tap8" },
             { "id": "__serial", "mode": "File", "file": place.join("serial") },
             { "id": "__console", "mode": "Pty" },
             { "id": "z", "file": place, "host_numa_node": 1 },
@@ -275,7 +281,9 @@ mod tests {
         let disks = config.disks.unwrap();
         assert_eq!(disks[0].path.as_deref(), Some(Path::new("/a")));
         assert_eq!(disks[1].path.as_deref(), Some(place));
-        let net = &config.net.unwrap()[0];
+        let nets = config.net.unwrap();
+        assert_eq!((nets[1].tap.as_deref(), &nets[1].fds), (Some("tap8"), &None));
+        let net = &nets[0];
         assert_eq!(net.tap.as_deref(), Some("tap7"));
         assert_eq!(net.mac.unwrap().to_string(), "2e:00:00:00:00:01");
         assert_eq!(net.host_mac.unwrap().to_string(), "2e:00:00:00:00:02");
@@ -284,9 +292,27 @@ mod tests {
         let zone = &config.memory.zones.unwrap()[0];
         assert_eq!((zone.file.as_deref(), zone.host_numa_node), (Some(place), Some(1)));
         assert_eq!(config.cpus.affinity.unwrap()[0].host_cpus, [0]);
-        let expected = ["other.path", "_net1.tap", "_net1.mac", "_net1.host_mac", "__serial.mode"];
-        assert_eq!(keys[..5], expected);
-        assert_eq!(keys.len(), 10);
+        let expected =
+            ["other.path", "_net1.tap", "_net1.mac", "_net1.host_mac", "_net2.tap", "__serial.mode"];
+        assert_eq!(keys[..6], expected);
+        assert_eq!(keys.len(), 11);
+    }
+
+    #[test]
+    fn plain_memory_is_a_zone_too() {
+        let overrides: Vec<RestoreOverride> =
+            serde_json::from_value(json!([{ "id": "mem0", "file": "/", "host_numa_node": 1 }])).unwrap();
+        let mut plain = wire::VmConfig::default();
+        assert_eq!(apply(&mut plain, &overrides).unwrap(), ["mem0.file", "mem0.host_numa_node"]);
+        let zone = &plain.memory.zones.as_ref().unwrap()[0];
+        assert_eq!((zone.file.as_deref(), zone.host_numa_node), (Some(Path::new("/")), Some(1)));
+        assert_eq!((zone.size, plain.memory.size), (512 << 20, 0));
+        plain = wire::VmConfig::default();
+        plain.memory.hotplug_size = Some(1 << 30);
+        let before = plain.clone();
+        let said = apply(&mut plain, &overrides).unwrap_err().to_string();
+        assert!(said.starts_with("overrides: mem0: file: ") && said.contains("ACPI"), "{said}");
+        assert_eq!(plain, before);
     }
 
     #[test]
@@ -301,7 +327,6 @@ mod tests {
                 json!([{ "id": "_disk0", "path": "/" }, { "id": "_disk0", "path": "/" }]),
                 "_disk0 is there twice",
             ),
-            (json!([{ "id": "_net2", "tap": "t" }]), "_net2: tap: it has descriptors"),
             (json!([{ "id": "_net1", "mac": "no" }]), "a MAC address like"),
             (json!([{ "id": "__serial", "mode": "Off" }]), "__serial: mode: Off would take"),
             (json!([{ "id": "__serial", "file": "/f" }]), "__serial: mode: it is needed"),

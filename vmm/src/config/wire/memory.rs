@@ -23,6 +23,63 @@ pub(super) fn resolve(said: &wire::MemoryConfig) -> Result<Vec<MemoryZoneConfig>
     zones.iter().map(|zone| user_zone(said, zone)).collect()
 }
 
+/// The zone of that id, if there is one. Memory without zones becomes the one zone that it is, if that is meant.
+///
+/// # Errors
+/// That zone cannot be, as one of the user's; why.
+pub fn memory_zone<'said>(
+    said: &'said mut wire::MemoryConfig,
+    id: &str,
+) -> Result<Option<&'said mut wire::MemoryZoneConfig>, &'static str> {
+    if id == DEFAULT_ZONE && said.zones.as_ref().is_none_or(Vec::is_empty) {
+        if said.hotplug_size.is_some() && said.hotplug_method == wire::HotplugMethod::Acpi {
+            return Err("memory that more can be added to by ACPI has nothing of its own");
+        }
+        *said = in_a_zone(said);
+    }
+    Ok(said.zones.iter_mut().flatten().find(|zone| zone.id == id))
+}
+
+/// The same memory, as a zone.
+fn in_a_zone(said: &wire::MemoryConfig) -> wire::MemoryConfig {
+    let wire::MemoryConfig {
+        size,
+        mergeable,
+        hotplug_method,
+        hotplug_size,
+        hotplugged_size,
+        shared,
+        hugepages,
+        hugepage_size,
+        prefault,
+        reserve,
+        zones: _,
+        thp,
+    } = *said;
+    let zone = wire::MemoryZoneConfig {
+        id: DEFAULT_ZONE.to_owned(),
+        size,
+        file: None,
+        shared,
+        hugepages,
+        hugepage_size,
+        host_numa_node: None,
+        hotplug_size,
+        hotplugged_size,
+        prefault,
+        reserve,
+        mergeable,
+    };
+    // What is the memory's and not a zone's; the rest as if nothing had been said.
+    wire::MemoryConfig {
+        size: 0,
+        hotplug_method,
+        thp,
+        zones: Some(vec![zone]),
+        ..wire::MemoryConfig::default()
+    }
+}
+
 pub(super) fn hotplug_method(said: wire::HotplugMethod) -> HotplugMethod {
     match said {
         wire::HotplugMethod::Acpi => HotplugMethod::Acpi,
@@ -112,4 +169,44 @@ fn check_hotplug(
 
 fn built(what: String) -> ConfigError {
     ConfigError::Build { section: "memory", what }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn said(said: Value) -> wire::MemoryConfig {
+        serde_json::from_value(said).unwrap()
+    }
+
+    #[test]
+    fn plain_memory_is_the_zone_that_it_becomes() {
+        for plain in [
+            json!({ "size": 1 << 21 }),
+            json!({ "size": 1 << 21, "shared": true, "prefault": true, "reserve": true, "thp": false }),
+            json!({ "size": 1 << 22, "hugepages": true, "hugepage_size": 1 << 21 }),
+            json!({ "size": 1 << 21, "mergeable": true, "zones": [],
+                "hotplug_method": "VirtioMem", "hotplug_size": 1 << 30 }),
+        ] {
+            let mut zone = said(plain.clone());
+            assert_eq!(memory_zone(&mut zone, "z").unwrap(), None);
+            assert_eq!(zone, said(plain.clone()), "it is another's");
+            assert_eq!(memory_zone(&mut zone, "mem0").unwrap().unwrap().id, "mem0");
+            assert_eq!(zone.size, 0);
+            assert_eq!(resolve(&zone).unwrap(), resolve(&said(plain)).unwrap());
+            // The second time it is one.
+            let before = zone.clone();
+            memory_zone(&mut zone, "mem0").unwrap().unwrap();
+            assert_eq!(zone, before);
+        }
+        let mut zone = said(json!({ "size": 1 << 21, "hotplug_size": 1 << 30 }));
+        let before = zone.clone();
+        assert!(memory_zone(&mut zone, "mem0").unwrap_err().contains("ACPI"));
+        assert_eq!(zone, before);
+        let mut zone = said(json!({ "size": 0, "zones": [{ "id": "z", "size": 4096 }] }));
+        assert!(memory_zone(&mut zone, "mem0").unwrap().is_none());
+        assert!(memory_zone(&mut zone, "z").unwrap().is_some());
+    }
 }

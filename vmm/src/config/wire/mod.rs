@@ -20,7 +20,7 @@ mod validate;
 
 use api_client::wire;
 
-pub use self::ids::IdCounter;
+pub use self::{ids::IdCounter, memory::memory_zone};
 use super::{ConfigError, ConsoleTarget, DeviceConfig, Payload, PciPlace, VmConfig};
 
 impl VmConfig {
