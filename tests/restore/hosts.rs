@@ -216,9 +216,27 @@ fn a_tap_that_cannot_be_had_is_refused_by_its_name() {
     second.quit();
 }
 
+/// A tap that is there without anybody having opened it; gone when dropped.
+pub struct Tap(String);
+
+impl Tap {
+    pub fn make(name: &str) -> Self {
+        let made = Command::new("ip").args(["tuntap", "add", name, "mode", "tap", "vnet_hdr"]).output();
+        assert!(made.is_ok_and(|made| made.status.success()), "{name} cannot be made");
+        Self(name.to_owned())
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // Nothing more can be done in a test that fails.
+        let _ = Command::new("ip").args(["link", "del", &self.0]).output();
+    }
+}
+
 /// Whether taps can be made here.
 #[expect(clippy::print_stdout, reason = "the test report counts this line")]
-fn tap_is_usable() -> bool {
+pub fn tap_is_usable() -> bool {
     let name = format!("cmp{}", std::process::id() % 1_000_000);
     let ip = |what: &str| Command::new("ip").args(["tuntap", what, &name, "mode", "tap"]).output();
     let usable = ip("add").is_ok_and(|made| made.status.success());

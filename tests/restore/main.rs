@@ -5,6 +5,7 @@ mod calls;
 mod damage;
 mod files;
 mod golden;
+mod homes;
 mod hosts;
 mod states;
 mod targets;

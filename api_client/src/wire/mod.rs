@@ -59,9 +59,9 @@ pub use self::{
     platform::{LandlockConfig, PlatformConfig},
     rate_limit::{RateLimitGroupConfig, RateLimiterConfig, TokenBucket},
     report::{
-        ChangesWay, CommitOperations, CommitReport, CommitTotals, FillReport, OperationCount, ReportPhase,
-        RestoreRehearsal, RestoreReport, SaveDifference, SaveReport, ZoneChanges, ZoneFill, ZoneMemoryMode,
-        ZoneReport,
+        ChangesWay, CommitOperations, CommitReport, CommitTotals, FillReport, MadeTap, OperationCount,
+        ReportPhase, RestoreRehearsal, RestoreReport, SaveDifference, SaveReport, ZoneChanges, ZoneFill,
+        ZoneMemoryMode, ZoneReport,
     },
     vm::VmConfig,
 };

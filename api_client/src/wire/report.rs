@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     is_default,
-    migration::{BackgroundFill, RestoreVerify},
+    migration::{BackgroundFill, RestoreVerify, RestoredNetConfig},
 };
 
 /// What a snapshot came to.
@@ -90,6 +90,9 @@ pub struct RestoreReport {
     pub edited: Vec<String>,
     /// What the request has laid over it, as id and key.
     pub overridden: Vec<String>,
+    /// Taps that were not there, and that it made. They go with the VM.
+    #[serde(default)]
+    pub made_taps: Vec<MadeTap>,
     /// Where the time went.
     pub phases: Vec<ReportPhase>,
     /// From the request until the machine ran, or, if it stays paused, could run; in nanoseconds.
@@ -120,10 +123,26 @@ pub struct RestoreRehearsal {
     pub edited: Vec<String>,
     /// What the request lays over it.
     pub overridden: Vec<String>,
+    /// Taps that are not there, and that it would make.
+    #[serde(default)]
+    pub made_taps: Vec<MadeTap>,
+    /// Network devices that it would have to be given descriptors for.
+    #[serde(default)]
+    pub net_fds: Vec<RestoredNetConfig>,
     /// Processors that the guest has.
     pub vcpus: usize,
     /// Its PCI devices, in layout order.
     pub devices: Vec<String>,
+}
+
+/// A tap that is made for a network device, as there is none of its name, or as it has no name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeTap {
+    /// The device.
+    pub id: String,
+    /// The tap's name; none before it is made, if the configuration gives it none.
+    #[serde(default)]
+    pub tap: Option<String>,
 }
 
 /// How the memory of one zone comes back.

@@ -109,12 +109,14 @@ fn reports_are_described_and_come_back_as_they_were() {
     }
     let restored = json!({
         "directory": "/s", "memory": memory, "memory_bytes": 1, "verified": "state", "lazily_checked": true,
-        "fill": fill, "new_generation": true, "edited": ["a"], "overridden": ["b"], "phases": phases,
+        "fill": fill, "new_generation": true, "edited": ["a"], "overridden": ["b"],
+        "made_taps": [{ "id": "n", "tap": "t" }], "phases": phases,
         "total_ns": 2, "running": true, "commit": commit, "totals": totals,
     });
     let tried = json!({
         "directory": "/s", "memory": memory, "memory_bytes": 1, "verified": "full", "fill": fill,
-        "edited": ["a"], "overridden": ["b"], "vcpus": 2, "devices": ["_disk0"],
+        "edited": ["a"], "overridden": ["b"], "made_taps": [{ "id": "n", "tap": null }],
+        "net_fds": [{ "id": "m", "num_fds": 2 }], "vcpus": 2, "devices": ["_disk0"],
     });
     let saved = json!({
         "directory": "/s", "root": 1, "memory_bytes": 2, "tracking": true, "phases": phases, "total_ns": 3,
@@ -139,7 +141,7 @@ fn reports_are_described_and_come_back_as_they_were() {
     comes_back::<SaveReport>("SaveReport", &saved);
     // What an older server does not tell.
     let mut older = restored;
-    for name in ["lazily_checked", "fill"] {
+    for name in ["lazily_checked", "fill", "made_taps"] {
         older.as_object_mut().unwrap().remove(name);
     }
     let report: RestoreReport = serde_json::from_value(older).unwrap();

@@ -361,22 +361,12 @@ impl Stateful for Block {
     }
 
     fn load(&mut self, state: BlockState, _transaction: &Transaction<'_>) -> Result<(), LoadError> {
-        let BlockState { capacity_sectors, block_size, writeback } = state;
+        state.check(&*self.disk.image)?;
+        let BlockState { capacity_sectors, block_size: _, writeback } = state;
         let now = self.disk.limits().capacity_sectors;
-        if capacity_sectors > now {
-            let why = format!("the disk had {capacity_sectors} sectors, its image now has {now}");
-            return Err(LoadError::field("device.capacity_sectors", why));
-        }
         if capacity_sectors < now {
             warn!("{}: the image grew from {capacity_sectors} to {now} sectors", self.disk.id);
             self.disk.changed.store(true, Ordering::Release);
-        }
-        if block_size != self.disk.block_size {
-            let why = format!(
-                "the disk had blocks of {block_size} bytes, its image now has {}",
-                self.disk.block_size
-            );
-            return Err(LoadError::field("device.block_size", why));
         }
         self.disk.writeback.store(writeback, Ordering::Release);
         Ok(())

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     sync::Arc,
@@ -151,22 +151,9 @@ impl Taps {
         let mut multi_queue = false;
         let mut queues = Vec::new();
         for descriptor in descriptors {
-            let fd = descriptor.as_raw_fd();
+            let request = recognise(&descriptor)?;
             let file = File::from(descriptor);
-            let mut request = Request::empty();
-            let asked = request.control(&file, TUNGETIFF);
-            asked.map_err(|_| TapError::Descriptor { fd, lacks: "at all" })?;
-            let flags = request.flags();
-            if flags & IFF_TAP == 0 {
-                return Err(TapError::Descriptor { fd, lacks: "but a tun" });
-            }
-            if flags & IFF_VNET_HDR == 0 || flags & IFF_NO_PI == 0 {
-                return Err(TapError::Descriptor {
-                    fd,
-                    lacks: "with a virtio header (IFF_VNET_HDR, IFF_NO_PI)",
-                });
-            }
-            multi_queue = flags & IFF_MULTI_QUEUE != 0;
+            multi_queue = request.flags() & IFF_MULTI_QUEUE != 0;
             name = request.name();
             let host = |what| {
                 let name = name.clone();
@@ -181,6 +168,14 @@ impl Taps {
         Ok(Self { name, multi_queue, queues, enabled })
     }
 
+    /// Whether opened queues could be [taken over](Self::from_descriptors). Nothing about them is changed.
+    ///
+    /// # Errors
+    /// One of them could not.
+    pub fn check_descriptors<D: AsFd>(descriptors: impl IntoIterator<Item = D>) -> Result<(), TapError> {
+        descriptors.into_iter().try_for_each(|descriptor| recognise(&descriptor.as_fd()).map(drop))
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -190,6 +185,21 @@ impl Taps {
     pub fn queues(&self) -> usize {
         self.queues.len()
     }
+}
+
+/// What the kernel says of a descriptor that is to be a queue of a tap, with the headers that are needed.
+fn recognise(descriptor: &impl AsRawFd) -> Result<Request, TapError> {
+    let lacks = |lacks| TapError::Descriptor { fd: descriptor.as_raw_fd(), lacks };
+    let mut request = Request::empty();
+    request.control(descriptor, TUNGETIFF).map_err(|_| lacks("at all"))?;
+    let flags = request.flags();
+    if flags & IFF_TAP == 0 {
+        return Err(lacks("but a tun"));
+    }
+    if flags & IFF_VNET_HDR == 0 || flags & IFF_NO_PI == 0 {
+        return Err(lacks("with a virtio header (IFF_VNET_HDR, IFF_NO_PI)"));
+    }
+    Ok(request)
 }
 
 fn set_header(file: &File) -> io::Result<()> {
@@ -249,6 +259,16 @@ impl Interface {
     /// The interface of that name.
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned() }
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.ask(libc::SIOCGIFINDEX, "ask for its index").is_ok()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Lets it carry frames.

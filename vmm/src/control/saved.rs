@@ -19,7 +19,11 @@ use crate::{
     config::{self, VmConfig, wire::IdCounter},
     error::messages,
     jobs::Job,
-    machine::{Blank, ClockPolicy, Commits, TscFrequency, attach::terminal::Existing, consoles::Seat},
+    machine::{
+        Blank, ClockPolicy, Commits, TscFrequency,
+        attach::{net::MadeTap, terminal::Existing},
+        consoles::Seat,
+    },
     memory::{
         background::{Fill, Watch},
         content::MemoryMode,
@@ -140,6 +144,9 @@ impl Life {
     /// Tells everybody how it went.
     fn tell_restored(&self, report: &RestoreReport) {
         log::info!("{report}");
+        for MadeTap { id, tap } in &report.made_taps {
+            log::warn!("{id}: tap {} was not there and was made", tap.as_deref().unwrap_or_default());
+        }
         self.board.remember(report);
         let commit = &report.commit;
         let modes: Vec<String> =

@@ -92,7 +92,9 @@ impl Machine {
             payload::write(&generation::fresh()?, at, &memory)?;
         }
         not_cancelled()?;
-        prepared.commit(host, Vcpus::start(&indices)?, plans, None, Commits::Once)
+        let machine = prepared.commit(host, Vcpus::start(&indices)?, plans, None, Commits::Once)?;
+        machine.set_taps_up()?;
+        Ok(machine)
     }
 }
 

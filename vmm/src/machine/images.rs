@@ -55,6 +55,6 @@ impl Machine {
 fn disks(devices: &[NamedDevice]) -> impl Iterator<Item = (&str, &Disk)> {
     devices.iter().filter_map(|device| match &device.control {
         Control::Disk(disk) => Some((device.id.as_str(), disk)),
-        Control::None | Control::Window(_) => None,
+        Control::None | Control::Window(_) | Control::Tap(_) => None,
     })
 }

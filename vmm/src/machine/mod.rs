@@ -25,6 +25,7 @@ mod sections;
 pub mod sinks;
 pub mod state;
 mod tables;
+mod taps;
 #[cfg(test)]
 pub(crate) mod tests;
 

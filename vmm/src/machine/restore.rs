@@ -148,6 +148,7 @@ impl Machine {
             phases.time("commit", || prepared.commit(host, threads, plans, Some(chips), commits))?;
         let needed = descriptors::taken_at_work(machine.layout());
         descriptors::check_room(needed).map_err(|source| BuildError::Descriptors { needed, source })?;
+        machine.set_taps_up()?;
         Ok(machine)
     }
 }

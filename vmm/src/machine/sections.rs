@@ -68,6 +68,15 @@ pub fn check(
     }
 }
 
+/// The state of a virtio device itself, behind its function.
+///
+/// # Errors
+/// There is none, or it is another device's or cannot be read.
+pub(super) fn device_state<S: State>(sections: &BTreeMap<String, Section>, id: &str) -> Result<S, LoadError> {
+    let function = sections.get(id).ok_or_else(|| LoadError::Missing { id: id.to_owned() })?;
+    function.content::<Function>()?.device.load()
+}
+
 /// As much of a virtio function's state as says what device it is.
 #[derive(Deserialize)]
 struct Function {

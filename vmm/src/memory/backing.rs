@@ -16,7 +16,7 @@ use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
 use super::{content::Tally, mapping, overlays::Overlays, own_files::OwnFileError};
-use crate::config::MemoryZoneConfig;
+use crate::config::{MemoryZoneConfig, PAGE_SIZE};
 
 /// The memory of a zone could not be had.
 #[derive(Debug, Error)]
@@ -153,6 +153,22 @@ impl<'config> Backing<'config> {
     #[must_use]
     pub fn in_blocks(self, in_blocks: bool) -> Self {
         Self { in_blocks, ..self }
+    }
+
+    /// Whether the host has the node that the zone is to come from, asked without having any of it.
+    ///
+    /// # Errors
+    /// It has not, or this process may not have its memory.
+    pub fn check_node(&self) -> Result<(), BackingError> {
+        let zone = &self.zone.id;
+        let Some(node) = self.zone.host_numa_node else { return Ok(()) };
+        // The kernel says so of any memory: a page will do.
+        let page = mapping::page().map_err(|source| BackingError::Map {
+            zone: zone.clone(),
+            size: PAGE_SIZE,
+            source,
+        })?;
+        mapping::bind(&page, node).map_err(|source| BackingError::Node { zone: zone.clone(), node, source })
     }
 
     /// Maps it.
@@ -414,7 +430,14 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
         let line = maps.lines().find(|line| line.starts_with(&at)).unwrap();
         assert!(line.contains("bind:0"), "{line}");
+        let ask = |node| {
+            let mut zone = zone();
+            zone.host_numa_node = node;
+            Backing::of(&zone, &()).check_node().map_err(|error| error.to_string())
+        };
+        assert_eq!((ask(None), ask(Some(0))), (Ok(()), Ok(())));
         for node in [999, 1 << 20] {
+            assert!(ask(Some(node)).unwrap_err().contains(&format!("host NUMA node {node}")));
             let error = map(|zone| zone.host_numa_node = Some(node)).unwrap_err();
             assert!(error.to_string().contains(&format!("host NUMA node {node}")), "{error}");
         }

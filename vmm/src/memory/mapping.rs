@@ -12,9 +12,10 @@ use std::{
 
 use parking_lot::Mutex;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use vm_memory::MmapRegion;
+use vm_memory::{MmapRegion, mmap::MmapRegionError};
 
 use super::content::Tally;
+use crate::config::PAGE_SIZE;
 
 /// Greatest number of a NUMA node; more than any kernel is built for.
 const MAX_NODE: u32 = 1023;
@@ -67,6 +68,14 @@ pub(super) fn discard(mapping: &MmapRegion, at: usize, length: usize) -> io::Res
     // SAFETY: the range is a part of one mapping of ours, to whose content nobody holds a reference.
     unsafe { rustix::mm::madvise(mapping.as_ptr().wrapping_add(at).cast(), length, Advice::LinuxDontNeed) }?;
     Ok(())
+}
+
+/// A page of memory, to ask the kernel about.
+///
+/// # Errors
+/// There is none.
+pub(super) fn page() -> Result<MmapRegion, MmapRegionError> {
+    MmapRegion::new(usize::try_from(PAGE_SIZE).unwrap_or(usize::MAX))
 }
 
 /// Has all pages come from one NUMA node of the host, those that are there already included.

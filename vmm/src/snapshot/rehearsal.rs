@@ -1,15 +1,24 @@
 //! A restore that is only tried: everything is read and checked that can be without building a machine, and
 //! nothing is made, changed or kept.
 
+use api_client::wire::RestoredNetConfig;
+
 use super::{FillReport, RestoreError, Verify, filling::Filling, restore::Checked};
 use crate::{
-    config::VmConfig,
+    config::{DeviceConfig, VmConfig},
+    cpu::VcpuError,
+    host::check_cpus,
     machine::{
         self, BuildError, Host, MachineState,
-        attach::{self, probe},
+        attach::{
+            self,
+            net::{MadeTap, would_make},
+            probe,
+        },
+        platform::SERIAL_ID,
     },
     memory::{
-        BackingError, OwnFiles,
+        Backing, BackingError, OwnFiles,
         content::{self, ZoneMode},
     },
 };
@@ -31,6 +40,10 @@ pub struct Rehearsal {
     pub edited: Vec<String>,
     /// What the request lays over it.
     pub overridden: Vec<String>,
+    /// Taps that are not there, and that it would make.
+    pub made_taps: Vec<MadeTap>,
+    /// Network devices that it would have to be given descriptors for.
+    pub net_fds: Vec<RestoredNetConfig>,
     /// Processors that the guest has.
     pub vcpus: usize,
     /// Its PCI devices, in layout order.
@@ -44,8 +57,26 @@ impl Checked {
         let files = OwnFiles::obstacles(&self.config.memory, &self.plan);
         let files = files.into_iter().map(|error| BackingError::from(error).into());
         let clocks = self.check_clocks(host).err();
-        let built = clocks.into_iter().chain(resources(&self.config)).map(RestoreError::from);
+        let built = clocks.into_iter().chain(self.resources()).map(RestoreError::from);
         memory.into_iter().chain(files).chain(built).collect()
+    }
+
+    /// What of the host's is not there, or is not what it was.
+    fn resources(&self) -> Vec<BuildError> {
+        let Self { config, snapshot, awaiting, .. } = self;
+        let serial = probe::console(&config.serial)
+            .map_err(|source| BuildError::Attach { id: SERIAL_ID.to_owned(), source });
+        let devices = config.devices.iter().filter(|device| !awaits(awaiting, device.id()));
+        let devices = devices.map(|device| attach::probe(device, snapshot.sections()));
+        let zones = config.memory.iter();
+        let zones = zones.map(|zone| Backing::of(zone, &()).check_node().map_err(BuildError::Memory));
+        let present = config.cpus.affinity.iter().filter(|(vcpu, _)| *vcpu < config.cpus.boot);
+        let processors = present.map(|(index, cpus)| {
+            let index = *index;
+            check_cpus(cpus).map_err(|source| BuildError::Vcpu(VcpuError::Affinity { index, source }))
+        });
+        let all = std::iter::once(serial).chain(devices).chain(zones).chain(processors);
+        all.filter_map(Result::err).collect()
     }
 
     fn check_clocks(&self, host: &Host) -> Result<(), BuildError> {
@@ -60,7 +91,8 @@ impl Checked {
     /// What would keep it from succeeding, as far as that can be known.
     pub fn rehearse(self, host: &Host) -> Result<Rehearsal, RestoreError> {
         self.check_clocks(host)?;
-        let Self { request, snapshot, edited, overridden, config, layout, mut plan, .. } = self;
+        let first_missing = self.resources().into_iter().next();
+        let Self { request, snapshot, edited, overridden, awaiting, config, layout, mut plan, .. } = self;
         let saved = snapshot.open_memory()?;
         plan.look_at(&saved);
         OwnFiles::open(&config.memory, &plan, &()).map_err(BackingError::from)?;
@@ -68,7 +100,7 @@ impl Checked {
         if verified == Verify::Full {
             content::verify(&saved, true, &())?;
         }
-        if let Some(first) = resources(&config).into_iter().next() {
+        if let Some(first) = first_missing {
             return Err(first.into());
         }
         let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
@@ -83,19 +115,24 @@ impl Checked {
             fill: filling.report,
             edited,
             overridden,
+            made_taps: made_taps(&config, &awaiting),
+            net_fds: awaiting,
             vcpus: layout.vcpus.iter().filter(|vcpu| vcpu.present).count(),
             devices: layout.devices.into_iter().map(|device| device.id).collect(),
         })
     }
 }
 
-/// What of the host's is not there.
-fn resources(config: &VmConfig) -> Vec<BuildError> {
-    let of = |id: &str| {
-        let id = id.to_owned();
-        move |source| BuildError::Attach { id, source }
-    };
-    let serial = probe::console(&config.serial).map_err(of(crate::machine::platform::SERIAL_ID));
-    let devices = config.devices.iter().map(|device| attach::probe(device).map_err(of(device.id())));
-    std::iter::once(serial).chain(devices).filter_map(Result::err).collect()
+/// Whether a device waits for its descriptors.
+fn awaits(awaiting: &[RestoredNetConfig], id: &str) -> bool {
+    awaiting.iter().any(|net| net.id == id)
+}
+
+/// Taps that would be made.
+fn made_taps(config: &VmConfig, awaiting: &[RestoredNetConfig]) -> Vec<MadeTap> {
+    let nets = config.devices.iter().filter_map(|device| match device {
+        DeviceConfig::Net(net) if !awaits(awaiting, &net.id) => would_make(net),
+        _ => None,
+    });
+    nets.collect()
 }

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use super::{FillReport, Verify, ZoneFill};
 use crate::{
+    machine::attach::net::MadeTap,
     memory::{background::Fill, changes::ZoneWay, content::ZoneMode},
     phases::Phase,
 };
@@ -62,6 +63,8 @@ pub struct RestoreReport {
     pub edited: Vec<String>,
     /// What the request has laid over it, as id and key.
     pub overridden: Vec<String>,
+    /// Taps that were not there, and that it made.
+    pub made_taps: Vec<MadeTap>,
     /// Where the time went.
     pub phases: Vec<Phase>,
     /// From the request until the machine ran, or, if it stays paused, could run; in nanoseconds.
@@ -100,6 +103,9 @@ impl fmt::Display for RestoreReport {
         }
         if !self.overridden.is_empty() {
             writeln!(f, "  overridden: {}", self.overridden.join(", "))?;
+        }
+        for MadeTap { id, tap } in &self.made_taps {
+            writeln!(f, "  {id}: tap {} was not there and was made", tap.as_deref().unwrap_or_default())?;
         }
         write!(f, "{}", self.commit)?;
         let CommitTotals { commits, operations, total_ns, .. } = &self.totals;

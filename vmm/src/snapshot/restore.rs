@@ -146,6 +146,8 @@ pub struct Opened {
     pub(super) snapshot: Snapshot,
     pub(super) edited: Vec<String>,
     overridden: Vec<String>,
+    /// Network devices that descriptors are still to come for, and how many.
+    awaiting: Vec<wire::RestoredNetConfig>,
     /// The configuration, as clients know it.
     pub said: wire::VmConfig,
 }
@@ -158,6 +160,7 @@ pub struct Checked {
     pub(super) snapshot: Snapshot,
     pub(super) edited: Vec<String>,
     pub(super) overridden: Vec<String>,
+    pub(super) awaiting: Vec<wire::RestoredNetConfig>,
     said: wire::VmConfig,
     pub(super) config: VmConfig,
     ids: IdCounter,
@@ -195,7 +198,7 @@ impl Opened {
         let verify = request.verify != Some(Verify::Off);
         let snapshot = phases.time("read state", || Snapshot::open(&request.source, verify))?;
         let (said, edited) = phases.time("configuration", || configuration(&snapshot))?;
-        Ok(Self { request, phases, snapshot, edited, overridden: Vec::new(), said })
+        Ok(Self { request, phases, snapshot, edited, overridden: Vec::new(), awaiting: Vec::new(), said })
     }
 
     /// Lays other resources of the host over the configuration.
@@ -205,6 +208,18 @@ impl Opened {
     pub fn lay_over(&mut self, overrides: &[wire::RestoreOverride]) -> Result<(), RestoreError> {
         self.overridden = overrides::apply(&mut self.said, overrides)?;
         Ok(())
+    }
+
+    /// For a restore that is only tried where nobody can hand anything over: network devices are taken to have the
+    /// descriptors that they still need. What comes of it can be rehearsed; to be restored it would lack them.
+    pub fn await_descriptors(&mut self) {
+        for net in self.said.net.iter_mut().flatten().filter(|net| net.descriptors.0.is_empty()) {
+            let Some(fds) = net.fds.take().filter(|fds| !fds.is_empty()) else { continue };
+            // Of no account with descriptors, and so not checked either.
+            (net.ip, net.mask) = (None, None);
+            let id = net.id.clone().unwrap_or_default();
+            self.awaiting.push(wire::RestoredNetConfig { id, num_fds: fds.len() });
+        }
     }
 
     /// Holds configuration, layout, state and the host's processors against each other. What `said` was changed to in
@@ -227,7 +242,7 @@ impl Opened {
         mut ids: IdCounter,
         supported: impl FnOnce() -> Result<Vec<CpuidEntry>, HypervisorError>,
     ) -> Result<Checked, RestoreError> {
-        let Self { request, mut phases, snapshot, edited, overridden, mut said } = self;
+        let Self { request, mut phases, snapshot, edited, overridden, awaiting, mut said } = self;
         let checked = phases.time("check", || {
             let config = VmConfig::from_wire(&mut said, &mut ids)?;
             let manifest = &snapshot.manifest;
@@ -246,6 +261,7 @@ impl Opened {
             snapshot,
             edited,
             overridden,
+            awaiting,
             said,
             config,
             ids,
@@ -304,6 +320,7 @@ impl Checked {
         files.keep();
         let report = RestoreReport {
             new_generation,
+            made_taps: machine.made_taps(),
             directory: request.source,
             memory: plan.zones,
             memory_bytes,

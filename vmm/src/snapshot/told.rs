@@ -6,6 +6,7 @@ use api_client::wire;
 
 use super::{Difference, FillReport, Rehearsal, RestoreReport, SaveReport, Verify, ZoneFill};
 use crate::{
+    machine::attach::net::MadeTap,
     memory::{
         background::Fill,
         changes::{Way, ZoneWay},
@@ -41,6 +42,7 @@ impl From<RestoreReport> for wire::RestoreReport {
             new_generation,
             edited,
             overridden,
+            made_taps,
             phases,
             total_ns,
             running,
@@ -57,6 +59,7 @@ impl From<RestoreReport> for wire::RestoreReport {
             new_generation,
             edited,
             overridden,
+            made_taps: all(made_taps, made_tap),
             phases: all(phases, phase),
             total_ns,
             running,
@@ -68,8 +71,19 @@ impl From<RestoreReport> for wire::RestoreReport {
 
 impl From<Rehearsal> for wire::RestoreRehearsal {
     fn from(rehearsal: Rehearsal) -> Self {
-        let Rehearsal { directory, memory, memory_bytes, verified, fill, edited, overridden, vcpus, devices } =
-            rehearsal;
+        let Rehearsal {
+            directory,
+            memory,
+            memory_bytes,
+            verified,
+            fill,
+            edited,
+            overridden,
+            made_taps,
+            net_fds,
+            vcpus,
+            devices,
+        } = rehearsal;
         Self {
             directory,
             memory: all(memory, zone),
@@ -78,6 +92,8 @@ impl From<Rehearsal> for wire::RestoreRehearsal {
             fill: filled(fill),
             edited,
             overridden,
+            made_taps: all(made_taps, made_tap),
+            net_fds,
             vcpus,
             devices,
         }
@@ -116,6 +132,10 @@ fn changes(ZoneWay { zone, way }: ZoneWay) -> wire::ZoneChanges {
 
 fn zone(ZoneMode { zone, mode, why, copied_bytes }: ZoneMode) -> wire::ZoneReport {
     wire::ZoneReport { zone, mode: mode.into(), why: why.map(str::to_owned), copied_bytes }
+}
+
+fn made_tap(MadeTap { id, tap }: MadeTap) -> wire::MadeTap {
+    wire::MadeTap { id, tap }
 }
 
 fn checked(verified: Verify) -> wire::RestoreVerify {

@@ -14,14 +14,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api_client::wire::{self, RestoreOverride};
+use api_client::wire::{self, RestoreOverride, RestoredNetConfig};
 use clap::ArgMatches;
 use hypervisor::HypervisorKind;
 use serde_json::{Value, json};
 use thiserror::Error;
 use vmm::{
     config::wire::IdCounter,
-    machine::{ClockPolicy, Commits, Host, TscFrequency},
+    machine::{ClockPolicy, Commits, Host, TscFrequency, attach::net::MadeTap},
     memory::content::MemoryMode,
     snapshot::{MergeError, Opened, RestoreError, Verify},
 };
@@ -167,6 +167,8 @@ fn can_restore(directory: &Path, arguments: &ArgMatches) -> Result<(String, Valu
     if let Some(path) = arguments.get_one::<String>("overrides") {
         opened.lay_over(&overrides(Path::new(path))?)?;
     }
+    // None come with this command, and none are taken.
+    opened.await_descriptors();
     let host = Host::new(hypervisor::open(kind)?).map_err(LocalError::Host)?;
     let checked = opened.check(&host, IdCounter::default())?;
     let missing = checked.obstacles(&host);
@@ -187,6 +189,13 @@ fn can_restore(directory: &Path, arguments: &ArgMatches) -> Result<(String, Valu
         if !list.is_empty() {
             text += &format!("  {what}: {}\n", list.join(", "));
         }
+    }
+    for MadeTap { id, tap } in &rehearsal.made_taps {
+        let tap = tap.as_deref().map_or_else(String::new, |name| format!(" {name}"));
+        text += &format!("  {id}: there is no tap{tap}: one would be made\n");
+    }
+    for RestoredNetConfig { id, num_fds } in &rehearsal.net_fds {
+        text += &format!("  {id}: {num_fds} descriptors have to be handed over (net_fds)\n");
     }
     Ok((text, json!(wire::RestoreRehearsal::from(rehearsal))))
 }

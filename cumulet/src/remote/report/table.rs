@@ -61,5 +61,9 @@ pub(super) fn of(report: &RestoreReport) -> String {
             line(format_args!("  {what}: {}", list.join(", ")));
         }
     }
+    for made in &report.made_taps {
+        let tap = made.tap.as_deref().unwrap_or_default();
+        line(format_args!("  {}: tap {tap} was not there and was made", made.id));
+    }
     text
 }

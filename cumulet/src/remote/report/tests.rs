@@ -5,6 +5,7 @@ use std::{num::NonZeroU64, path::PathBuf};
 use api_client::wire::{self, ReportPhase};
 use serde_json::json;
 use vmm::{
+    machine::attach::net::MadeTap,
     memory::{
         background::Fill,
         content::{MemoryMode, ZoneMode},
@@ -50,6 +51,7 @@ fn said() -> RestoreReport {
         new_generation: true,
         edited: vec!["disks.0.path".into()],
         overridden: vec!["__serial.mode".into()],
+        made_taps: vec![MadeTap { id: "_net1".into(), tap: Some("tap7".into()) }],
         phases: vec![
             phase("read state", 0, 264_100),
             phase("memory", 264_100, 1_500),
@@ -94,6 +96,7 @@ fn the_table_says_what_the_server_prints() {
         "  generation id: new\n",
         "  edited since the snapshot: disks.0.path\n",
         "  overridden: __serial.mode\n",
+        "  _net1: tap tap7 was not there and was made\n",
     ] {
         assert!(table.contains(line), "{line:?} is not in\n{table}");
     }

@@ -24,6 +24,7 @@ fn a_tap_is_made_and_set_up() {
     let taps = Taps::open(Some(&wanted), 2).unwrap();
     assert_eq!((taps.name(), taps.queues()), (wanted.as_str(), 2));
     let interface = Interface::named(&wanted);
+    assert!(interface.is_there());
     let mac = [0x2e, 1, 2, 3, 4, 5];
     interface.set_mac(mac).unwrap();
     assert_eq!(interface.mac().unwrap(), mac);
@@ -50,11 +51,13 @@ fn a_tap_is_made_and_set_up() {
         taps.enable_queues(pairs).unwrap();
     }
     // The same by descriptors.
+    Taps::check_descriptors(&taps.queues).unwrap();
     let again: Vec<OwnedFd> = taps.queues.iter().map(|file| file.try_clone().unwrap().into()).collect();
     let again = Taps::from_descriptors(again).unwrap();
     assert_eq!((again.name(), again.queues()), (wanted.as_str(), 2));
     drop((taps, again));
     assert!(interface.mtu().is_err(), "it goes with its last descriptor");
+    assert!(!interface.is_there());
 }
 
 #[test]
@@ -75,6 +78,8 @@ fn what_is_no_tap_is_refused() {
         assert!(matches!(error, TapError::Name { .. }), "{bad}: {error}");
     }
     let file = tempfile::tempfile().unwrap();
+    let error = Taps::check_descriptors([&file]).unwrap_err();
+    assert!(error.to_string().contains("is no tap at all"), "{error}");
     let error = Taps::from_descriptors(vec![file.into()]).unwrap_err();
     assert!(error.to_string().contains("is no tap at all"), "{error}");
     if !may_make_taps() {

@@ -65,31 +65,8 @@ pub fn attach(
     layout: &DeviceLayout,
     context: &Context<'_>,
 ) -> Result<Attached, AttachError> {
-    for (queue, cpus) in &config.queue_affinity {
-        check_cpus(cpus).map_err(|source| AttachError::Affinity { queue: *queue, source })?;
-    }
     let path = &config.path;
-    let format = find_format(path)?;
-    match (config.image_type, format) {
-        (ImageType::Raw, _) | (ImageType::Probe, ImageFormat::Raw) => {}
-        (ImageType::Probe, other) => {
-            return Err(AttachError::Format { path: path.clone(), format: other.to_string() });
-        }
-    }
-    let file = open(path, config)?;
-    let options = RawOptions {
-        read_only: config.readonly,
-        direct: config.direct,
-        sparse: config.sparse,
-        lock: match config.lock {
-            LockGranularity::ByteRange => Granularity::ByteRange,
-            LockGranularity::Full => Granularity::Full,
-        },
-        io_uring: !config.disable_io_uring,
-        aio: !config.disable_aio,
-    };
-    let image = RawImage::new(file, options)
-        .map_err(|source| AttachError::Image { path: path.clone(), source: Box::new(source) })?;
+    let image = open_image(config)?;
     let parts = block::BlockConfig {
         id: config.id.clone(),
         read_only: config.readonly,
@@ -113,6 +90,39 @@ pub fn attach(
     let device =
         virtio::function(Box::new(device), layout, context, config.packed).map_err(AttachError::Function)?;
     Ok(Attached { device, control: Control::Disk(disk) })
+}
+
+/// Opens the image as it shall be used, once it is clear that the threads of the queues could run where they shall. It
+/// is not locked, and nothing about it is changed.
+///
+/// # Errors
+/// The image cannot be opened, or is of a format that this version does not read; or there is no such host CPU.
+pub fn open_image(config: &BlockConfig) -> Result<RawImage, AttachError> {
+    for (queue, cpus) in &config.queue_affinity {
+        check_cpus(cpus).map_err(|source| AttachError::Affinity { queue: *queue, source })?;
+    }
+    let path = &config.path;
+    let format = find_format(path)?;
+    match (config.image_type, format) {
+        (ImageType::Raw, _) | (ImageType::Probe, ImageFormat::Raw) => {}
+        (ImageType::Probe, other) => {
+            return Err(AttachError::Format { path: path.clone(), format: other.to_string() });
+        }
+    }
+    let file = open(path, config)?;
+    let options = RawOptions {
+        read_only: config.readonly,
+        direct: config.direct,
+        sparse: config.sparse,
+        lock: match config.lock {
+            LockGranularity::ByteRange => Granularity::ByteRange,
+            LockGranularity::Full => Granularity::Full,
+        },
+        io_uring: !config.disable_io_uring,
+        aio: !config.disable_aio,
+    };
+    RawImage::new(file, options)
+        .map_err(|source| AttachError::Image { path: path.clone(), source: Box::new(source) })
 }
 
 fn find_format(path: &Path) -> Result<ImageFormat, AttachError> {

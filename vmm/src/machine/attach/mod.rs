@@ -4,7 +4,7 @@
 
 pub mod block;
 pub mod console;
-mod net;
+pub mod net;
 pub mod probe;
 mod rng;
 pub mod terminal;
@@ -16,13 +16,17 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 use address_manager::AddressManager;
 use devices::SharedDevice;
 use thiserror::Error;
-use virtio_devices::host::{
-    disk::lock::LockError,
-    rate_limiter::{self, RateLimiter},
-    tap::TapError,
+use virtio_devices::{
+    block::BlockState,
+    host::{
+        disk::lock::LockError,
+        rate_limiter::{self, RateLimiter},
+        tap::TapError,
+    },
 };
+use vm_migration::Section;
 
-use super::{consoles::Consoles, sinks::Interrupts};
+use super::{BuildError, consoles::Consoles, sections, sinks::Interrupts};
 use crate::{
     config::{BucketConfig, DeviceConfig, DeviceKind, RateLimit, RateLimitGroup},
     events::Events,
@@ -180,6 +184,8 @@ pub enum Control {
     Disk(block::Disk),
     /// The size of its window.
     Window(console::Window),
+    /// Its tap's host end.
+    Tap(net::Tap),
 }
 
 /// Opens what `config` needs and builds the device at the place that `layout` gives it.
@@ -202,16 +208,24 @@ pub fn attach(
     }
 }
 
-/// Whether what `config` needs is there, without making or changing anything.
+/// Whether what `config` needs is there, and is what the saved state of the device needs it to be, without making or
+/// changing anything.
 ///
 /// # Errors
-/// Something is not there, or may not be used.
-pub fn probe(config: &DeviceConfig) -> Result<(), AttachError> {
+/// Something is not there, may not be used, or is not what it was.
+pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result<(), BuildError> {
+    let id = config.id();
+    let attach = |source| BuildError::Attach { id: id.to_owned(), source };
     match config {
-        DeviceConfig::Rng(config) => probe::file(&config.source, false),
-        DeviceConfig::Console(config) => probe::console(&config.target),
-        DeviceConfig::Block(config) => probe::file(&config.path, !config.readonly),
-        DeviceConfig::Net(config) => probe::net(config),
+        DeviceConfig::Rng(config) => probe::file(&config.source, false).map_err(attach),
+        DeviceConfig::Console(config) => probe::console(&config.target).map_err(attach),
+        DeviceConfig::Block(config) => {
+            let image = block::open_image(config).map_err(attach)?;
+            let state: BlockState = sections::device_state(saved, id)?;
+            state.check(&image).map_err(|error| error.in_device(id))?;
+            Ok(())
+        }
+        DeviceConfig::Net(config) => probe::net(config).map_err(attach),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Virtio network device: opens or takes over its tap, and sets the host's end up.
+//! Virtio network device: opens or takes over its tap. The host's end is set up when all else has succeeded.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
 
 use virtio_devices::{
     host::tap::{Interface, TapError, Taps},
@@ -8,13 +8,103 @@ use virtio_devices::{
     worker::PlainThreads,
 };
 
-use super::{AttachError, Attached, Context, limiter, virtio};
+use super::{AttachError, Attached, Context, Control, limiter, virtio};
 use crate::{config::NetConfig, layout::DeviceLayout};
 
-/// Opens the tap and builds the device.
+/// The host's end of a tap that was opened by its name, or made.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    interface: Interface,
+    made: bool,
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
+    address: Option<(IpAddr, IpAddr)>,
+}
+
+/// What a tap was before it was set up.
+#[derive(Debug)]
+pub struct Before {
+    interface: Interface,
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
+}
+
+/// A tap that was not there, and is made for a network device; it goes with the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeTap {
+    /// The device.
+    pub id: String,
+    /// The tap's name; none before it is made, if the configuration has none.
+    pub tap: Option<String>,
+}
+
+impl Tap {
+    /// Its name, if it was not there before.
+    pub fn made(&self) -> Option<&str> {
+        self.made.then(|| self.interface.name())
+    }
+
+    /// Gives it what the configuration says, and lets it carry frames.
+    ///
+    /// # Errors
+    /// The host refuses. Its MAC address and MTU are as they were.
+    pub fn set_up(&self) -> Result<Before, AttachError> {
+        let interface = &self.interface;
+        let before = || -> Result<Before, TapError> {
+            let mac = self.mac.map(|_| interface.mac()).transpose()?;
+            let mtu = self.mtu.map(|_| interface.mtu()).transpose()?;
+            let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok());
+            Ok(Before { interface: interface.clone(), mac, mtu })
+        };
+        let before = before().map_err(AttachError::Tap)?;
+        match self.change() {
+            Ok(()) => Ok(before),
+            Err(error) => {
+                before.put_back();
+                Err(AttachError::Tap(error))
+            }
+        }
+    }
+
+    fn change(&self) -> Result<(), TapError> {
+        if let Some(mac) = self.mac {
+            self.interface.set_mac(mac)?;
+        }
+        if let Some(mtu) = self.mtu {
+            self.interface.set_mtu(mtu)?;
+        }
+        if let Some((address, mask)) = self.address {
+            self.interface.set_address(address, mask)?;
+        }
+        self.interface.set_up()
+    }
+}
+
+impl Before {
+    /// Gives the tap its MAC address and MTU back. Addresses that it was given it keeps.
+    pub fn put_back(self) {
+        let Self { interface, mac, mtu } = self;
+        let put = mac.map_or(Ok(()), |mac| interface.set_mac(mac));
+        if let Err(error) = put.and(mtu.map_or(Ok(()), |mtu| interface.set_mtu(mtu))) {
+            log::warn!("it stays as it was set up: {}", crate::error::chain(&error));
+        }
+    }
+}
+
+/// The tap that would be made for a device, if none is there.
+pub fn would_make(config: &NetConfig) -> Option<MadeTap> {
+    let made = config.fds.is_empty() && !is_there(config);
+    made.then(|| MadeTap { id: config.id.clone(), tap: config.tap.clone() })
+}
+
+fn is_there(config: &NetConfig) -> bool {
+    config.tap.as_deref().is_some_and(|name| Interface::named(name).is_there())
+}
+
+/// Opens the tap and builds the device. The host's end is not changed yet.
 ///
 /// # Errors
-/// The tap cannot be opened or set up, or the configuration gives the guest no MAC address.
+/// The tap cannot be opened, or the configuration gives the guest no MAC address.
 pub fn attach(
     config: &NetConfig,
     layout: &DeviceLayout,
@@ -22,9 +112,20 @@ pub fn attach(
 ) -> Result<Attached, AttachError> {
     let mac =
         config.mac.ok_or(AttachError::Unavailable { what: "a network device without a MAC address" })?;
+    let was_there = is_there(config);
     let taps = open(config)?;
-    set_up(config, taps.name()).map_err(AttachError::Tap)?;
     log::info!("{}: tap {} with {} queues", config.id, taps.name(), taps.queues());
+    let control = match config.fds.as_slice() {
+        [] => Control::Tap(Tap {
+            interface: Interface::named(taps.name()),
+            made: !was_there,
+            mac: config.host_mac,
+            mtu: config.mtu,
+            address: config.address,
+        }),
+        // An interface that came as descriptors is somebody else's to set up.
+        [..] => Control::None,
+    };
     let parts = net::NetConfig {
         id: config.id.clone(),
         mac,
@@ -38,9 +139,9 @@ pub fn attach(
         transmit_limiter: config.rate_limit.map(limiter),
     };
     let device = Net::new(parts, Arc::new(taps), Arc::new(PlainThreads));
-    virtio::function(Box::new(device), layout, context, config.packed)
-        .map(Attached::plain)
-        .map_err(AttachError::Function)
+    let device =
+        virtio::function(Box::new(device), layout, context, config.packed).map_err(AttachError::Function)?;
+    Ok(Attached { device, control })
 }
 
 fn open(config: &NetConfig) -> Result<Taps, AttachError> {
@@ -51,22 +152,4 @@ fn open(config: &NetConfig) -> Result<Taps, AttachError> {
     let duplicates: Result<Vec<OwnedFd>, _> = config.fds.iter().map(|fd| fd.try_clone()).collect();
     let duplicates = duplicates.map_err(AttachError::Function)?;
     Taps::from_descriptors(duplicates).map_err(AttachError::Tap)
-}
-
-/// Gives the host's end what the configuration says. An interface that came as descriptors is somebody else's to set up.
-fn set_up(config: &NetConfig, name: &str) -> Result<(), TapError> {
-    if !config.fds.is_empty() {
-        return Ok(());
-    }
-    let interface = Interface::named(name);
-    if let Some(mac) = config.host_mac {
-        interface.set_mac(mac)?;
-    }
-    if let Some(mtu) = config.mtu {
-        interface.set_mtu(mtu)?;
-    }
-    if let Some((address, mask)) = config.address {
-        interface.set_address(address, mask)?;
-    }
-    interface.set_up()
 }

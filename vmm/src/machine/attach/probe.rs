@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use virtio_devices::host::tap::Taps;
+
 use super::AttachError;
 use crate::config::{ConsoleTarget, NetConfig};
 
@@ -18,7 +20,7 @@ const TUN: &str = "/dev/net/tun";
 /// Something of it is not there, or may not be used.
 pub fn net(config: &NetConfig) -> Result<(), AttachError> {
     if !config.fds.is_empty() {
-        return Ok(());
+        return Taps::check_descriptors(&config.fds).map_err(AttachError::Tap);
     }
     file(Path::new(TUN), true)?;
     config.tap.as_deref().map_or(Ok(()), tap)
@@ -58,7 +60,11 @@ fn tap(name: &str) -> Result<(), AttachError> {
     Ok(())
 }
 
-fn directory_of(path: &Path) -> Result<(), AttachError> {
+/// Whether there is a directory for a file.
+///
+/// # Errors
+/// There is none.
+pub fn directory_of(path: &Path) -> Result<(), AttachError> {
     let directory = path.parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."));
     if directory.is_dir() { Ok(()) } else { Err(failed(path, io::ErrorKind::NotFound)) }
 }
