@@ -152,6 +152,9 @@ impl GuestMemory {
 
     /// Has it looked after once the guest runs, where `plan` lets content come in as it is touched: filled, recorded and,
     /// with `check`, chunks of mapped zones checked. Zones that are paged in are, by [`page_in`](Self::page_in).
+    ///
+    /// # Errors
+    /// Chunks are to be checked, and there is no thread or descriptor for it.
     pub fn look_after(
         &mut self,
         plan: &RestorePlan,
@@ -159,7 +162,7 @@ impl GuestMemory {
         check: bool,
         work: (Fill, ReadAhead, Option<Recording>),
         watch: Watch,
-    ) {
+    ) -> Result<(), ContentError> {
         let (fill, ahead, recording) = work;
         let mapped = self.zones.iter().filter(|(zone, _)| plan.mode(zone) == Some(MemoryMode::Cow));
         let mapped: Vec<_> = mapped
@@ -170,11 +173,13 @@ impl GuestMemory {
             .collect();
         let filler = self.pager.as_ref().map(Pager::filler);
         if mapped.is_empty() && filler.is_none() {
-            return;
+            return Ok(());
         }
         let saved = Arc::clone(saved);
         let ground = Ground { saved, mapped, filler, check, watch, counters: Arc::default() };
-        self.background = Some(Background::new(ground, fill, ahead, recording));
+        let background = Background::new(ground, fill, ahead, recording);
+        self.background = Some(background.map_err(ContentError::Unchecked)?);
+        Ok(())
     }
 
     /// What looks after it while the guest runs, if anything does.

@@ -368,7 +368,7 @@ fn bring_back(
     let to_copy: Vec<_> = memory.zones().into_iter().filter(|(zone, _)| copied(zone)).collect();
     content::load(&to_copy, saved, check, progress)?;
     // With everything else, mapped memory was checked above.
-    memory.look_after(plan, saved, verify == Verify::State, (fill, ahead, recording), watch);
+    memory.look_after(plan, saved, verify == Verify::State, (fill, ahead, recording), watch)?;
     Ok((memory, verify, bytes))
 }
 

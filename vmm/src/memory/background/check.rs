@@ -23,22 +23,18 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chunks for which a thread of its own is worth it.
 const CHUNKS_PER_THREAD: usize = 16;
 
-/// Works until all is checked, or it is stopped.
-pub(super) fn run(ground: &Ground, switch: &Switch) {
+/// Waits for the guest, and works until all is checked, or it is stopped.
+pub(super) fn run(ground: &Ground, switch: &Switch, pagemap: &Pagemap) {
+    if !switch.go_on() {
+        return;
+    }
     if let Err(error) = mapping::give_way() {
         log::debug!("checks of memory have the priority of everything else: {error}");
     }
-    let pagemap = match Pagemap::open() {
-        Ok(pagemap) => pagemap,
-        Err(error) => {
-            log::warn!("memory that the guest uses is not checked: {error}");
-            return;
-        }
-    };
     let mut wait = WAIT_MIN;
     let mut buffer = ground.buffer();
     while switch.rest(wait) && ground.mapped.iter().any(|zone| !zone.unchecked().is_empty()) {
-        match look(ground, switch, &pagemap, &mut buffer) {
+        match look(ground, switch, pagemap, &mut buffer) {
             Ok(0) => wait = wait.saturating_mul(2).min(WAIT_MAX),
             Ok(_) => wait = WAIT_MIN,
             Err(error) => {

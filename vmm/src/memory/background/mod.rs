@@ -2,8 +2,8 @@
 //!
 //! Three things, each on a thread of its own that begins once the processors run, stands still while they do, and ends
 //! by itself when there is nothing left: memory is filled ([`Fill`]), chunks of a mapped file that have come in are
-//! checked (`check`), and the working set is recorded (`record`). None of them is needed for the guest to go on; what
-//! cannot be done is logged and told.
+//! checked (`check`), and the working set is recorded (`record`). None of them is needed for the guest to go on. What
+//! cannot be filled or recorded is logged and told; whatever checks need is there before, or there is no machine.
 
 mod check;
 mod fill;
@@ -13,7 +13,7 @@ mod switch;
 mod tests;
 
 use std::{
-    fmt,
+    fmt, io,
     num::NonZeroU64,
     ops::Range,
     sync::{
@@ -36,6 +36,7 @@ use super::{
     ahead::ReadAhead,
     content::{ContentError, Tally},
     demand::{Filler, OnFailure},
+    pagemap::Pagemap,
 };
 use crate::{events::Events, jobs::Jobs};
 
@@ -106,6 +107,9 @@ pub struct Background {
     switch: Arc<Switch>,
     fill: Mutex<Option<(Fill, ReadAhead)>>,
     recorder: Option<Arc<Recorder>>,
+    /// What checks, from the start on: it waits for the guest.
+    checker: Option<JoinHandle<()>>,
+    /// The others, once the guest has run.
     threads: Mutex<Option<Vec<JoinHandle<()>>>>,
 }
 
@@ -158,16 +162,32 @@ impl Ground {
 
 impl Background {
     /// Work for a machine that does not run yet.
-    pub(super) fn new(ground: Ground, fill: Fill, ahead: ReadAhead, recording: Option<Recording>) -> Self {
+    ///
+    /// # Errors
+    /// Chunks are to be checked, and there is no thread or descriptor for it.
+    pub(super) fn new(
+        ground: Ground,
+        fill: Fill,
+        ahead: ReadAhead,
+        recording: Option<Recording>,
+    ) -> io::Result<Self> {
         let ground = Arc::new(ground);
         let recorder = recording.map(|recording| Arc::new(Recorder::new(recording, Arc::clone(&ground))));
-        Self {
+        let mut this = Self {
             ground,
             switch: Arc::new(Switch::new()),
             fill: Mutex::new(Some((fill, ahead))),
             recorder,
+            checker: None,
             threads: Mutex::new(None),
+        };
+        this.switch.set(State::Paused);
+        if this.ground.check && !this.ground.mapped.is_empty() {
+            let pagemap = Pagemap::open()?;
+            let work = move |ground: &Ground, switch: &Switch| check::run(ground, switch, &pagemap);
+            this.checker = Some(this.start("check-memory", work)?);
         }
+        Ok(this)
     }
 
     /// The guest runs: begins, or goes on.
@@ -207,40 +227,42 @@ impl Background {
         if let Some(recorder) = &self.recorder {
             recorder.begin();
             let recorder = Arc::clone(recorder);
-            threads.extend(self.start("record-pages", move |_, switch| recorder.run(switch)));
+            threads.push(self.start("record-pages", move |_, switch| recorder.run(switch)));
         }
         match self.fill.lock().take() {
             Some((Fill::WorkingSet, ahead)) if !ahead.zones.is_empty() => {
                 let work = move |ground: &Ground, switch: &Switch| fill::ahead(ground, switch, &ahead);
-                threads.extend(self.start("fill-memory", work));
+                threads.push(self.start("fill-memory", work));
             }
             Some((Fill::All { rate }, _)) => {
                 let work = move |ground: &Ground, switch: &Switch| fill::all(ground, switch, rate);
-                threads.extend(self.start("fill-memory", work));
+                threads.push(self.start("fill-memory", work));
             }
             _ => {}
         }
-        if self.ground.check && !self.ground.mapped.is_empty() {
-            threads.extend(self.start("check-memory", check::run));
-        }
-        threads
+        let started = threads.into_iter().filter_map(|thread| {
+            thread
+                .inspect_err(|error| log::warn!("memory is not filled or recorded: no thread: {error}"))
+                .ok()
+        });
+        started.collect()
     }
 
     fn start(
         &self,
         name: &str,
         work: impl FnOnce(&Ground, &Switch) + Send + 'static,
-    ) -> Option<JoinHandle<()>> {
+    ) -> io::Result<JoinHandle<()>> {
         let (ground, switch) = (Arc::clone(&self.ground), Arc::clone(&self.switch));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&ground, &switch));
-        thread.inspect_err(|error| log::warn!("no thread for {name}: {error}")).ok()
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&ground, &switch))
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
         self.switch.set(State::Stopped);
-        for thread in self.threads.get_mut().take().unwrap_or_default() {
+        let others = self.threads.get_mut().take().unwrap_or_default();
+        for thread in self.checker.take().into_iter().chain(others) {
             // A panic aborts the process: there is nothing to learn from the result.
             let _ = thread.join();
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use api_client::wire::JobState;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vm_memory::VolatileMemory;
 use vm_migration::snapshot::{
     CHUNK_SIZE, ChunkDigests, MemoryFile, MemoryTable, PageRun, WorkingSet, ZonePages,
@@ -60,6 +61,16 @@ fn saved() -> SavedMemory {
 }
 
 fn machine(mode: MemoryMode, saved: SavedMemory, work: Work) -> Machine {
+    try_machine(mode, saved, work, || ()).unwrap()
+}
+
+/// Calls `before` before something is done for its memory.
+fn try_machine(
+    mode: MemoryMode,
+    saved: SavedMemory,
+    work: Work,
+    before: impl FnOnce(),
+) -> Result<Machine, ContentError> {
     let zones: [MemoryZoneConfig; 1] = [zone("a", SIZE)];
     let saved = Arc::new(saved);
     let plan = RestorePlan::new(&zones, saved.table(), Some(mode)).unwrap();
@@ -81,8 +92,9 @@ fn machine(mode: MemoryMode, saved: SavedMemory, work: Work) -> Machine {
         GuestMemory::map_restored(&zones, &plan, &saved, &ahead, &mut OwnFiles::default(), &()).unwrap();
     let source = Source { saved: Arc::clone(&saved), check: true };
     memory.page_in(&plan, source, &ahead, recording.is_some(), on_failure).unwrap();
-    memory.look_after(&plan, &saved, work.check, (work.fill, ahead, recording), watch);
-    Machine { memory, saved, jobs, failures, directory }
+    before();
+    memory.look_after(&plan, &saved, work.check, (work.fill, ahead, recording), watch)?;
+    Ok(Machine { memory, saved, jobs, failures, directory })
 }
 
 impl Machine {
@@ -305,4 +317,43 @@ fn a_pause_ends_the_window_and_the_end_of_the_machine_records_nothing() {
     let Machine { memory, directory, .. } = machine;
     drop(memory);
     assert_eq!(directory.path().read_dir().unwrap().count(), 0);
+}
+
+/// Set in the process that has this test for itself.
+const ALONE: &str = "CUMULET_TEST_ALONE";
+
+#[test]
+fn there_is_no_machine_whose_memory_should_be_checked_and_cannot_be() {
+    if std::env::var_os(ALONE).is_none() {
+        // Other tests may run in this process, and need descriptors.
+        let name = "there_is_no_machine_whose_memory_should_be_checked_and_cannot_be";
+        let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &name, "--test-threads", "1"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let before = getrlimit(Resource::Nofile);
+    let checked = Work { check: true, ..NOTHING };
+    let none = || setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+    let error = try_machine(MemoryMode::Cow, saved(), checked, none).err();
+    setrlimit(Resource::Nofile, before).unwrap();
+    let said = crate::error::chain(&error.unwrap());
+    assert!(said.contains("cannot be checked") && said.contains("Too many open files"), "{said}");
+    let checks = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let names =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        names.filter(|name| name == "check-memory\n").count()
+    };
+    assert_eq!(checks(), 0);
+    // It is there before the guest is.
+    let machine = machine(MemoryMode::Cow, saved(), Work { check: true, ..NOTHING });
+    until(|| (checks() == 1).then_some(()));
+    drop(machine);
+    until(|| (checks() == 0).then_some(()));
 }

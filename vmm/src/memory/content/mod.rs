@@ -62,6 +62,9 @@ pub enum ContentError {
     /// Nobody learns any more what the guest touches.
     #[error("guest memory cannot be paged in any more")]
     Paging(#[source] io::Error),
+    /// There is no thread or descriptor to check mapped memory with.
+    #[error("guest memory cannot be checked as it comes in")]
+    Unchecked(#[source] io::Error),
     /// Memory cannot be put into place ahead of the guest.
     #[error("memory zone {zone}: cannot be brought in ahead")]
     Place {
