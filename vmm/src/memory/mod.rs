@@ -203,7 +203,7 @@ impl GuestMemory {
         self.pager.is_some() && self.is_from(root)
     }
 
-    /// Brings in all that is missing.
+    /// Brings in all that is missing but what is zero, as memory that nobody has touched is.
     ///
     /// # Errors
     /// It cannot be read, is damaged, or somebody asked for it to be given up.
@@ -211,7 +211,7 @@ impl GuestMemory {
         self.pager.as_ref().map_or(Ok(()), |pager| pager.fill(tally))
     }
 
-    /// Pages nothing in any more. Nothing is missing.
+    /// Pages nothing in any more. Nothing is missing but what is zero.
     pub fn end_paging(&mut self) {
         if self.pager.is_some() {
             // It uses the pager.

@@ -25,7 +25,7 @@ pub struct Pages {
 
 /// `struct pm_scan_arg` (Linux, include/uapi/linux/fs.h).
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct ScanArguments {
     size: u64,
     flags: u64,
@@ -41,6 +41,26 @@ struct ScanArguments {
     return_mask: u64,
 }
 
+/// Nothing is wanted.
+const NOTHING: ScanArguments = ScanArguments {
+    size: 0,
+    flags: 0,
+    start: 0,
+    end: 0,
+    walk_end: 0,
+    vec: 0,
+    vec_len: 0,
+    max_pages: 0,
+    category_inverted: 0,
+    category_mask: 0,
+    category_anyof_mask: 0,
+    return_mask: 0,
+};
+
+/// What is there.
+const PRESENT: ScanArguments =
+    ScanArguments { category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, ..NOTHING };
+
 /// `struct page_region`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -54,6 +74,7 @@ const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// `PM_SCAN_WP_MATCHING`: what is found is protected, so that it is found again only if it is written again.
 const SCAN_PROTECT: u64 = 1;
 /// `PM_SCAN_CHECK_WPASYNC`: nothing else is mapped there than what is registered for it.
@@ -85,15 +106,18 @@ impl Pagemap {
     /// # Errors
     /// The kernel does not tell.
     pub fn present(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
-        let size = mapping.size() as u64;
-        let part = part.start.min(size)..part.end.min(size);
-        match self.scan(mapping, part.clone()) {
-            // Before Linux 6.7 the file has no ioctl.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-                self.entries(mapping, part)
-            }
-            pages => pages,
-        }
+        self.scan_or_read(mapping, part, &PRESENT)
+    }
+
+    /// Those among them that have content: not the kernel's page of zeros, which is there where something was read that
+    /// nobody has written. Before Linux 6.7 that does not show.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn filled(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
+        let filled =
+            ScanArguments { category_inverted: PAGE_IS_PFNZERO, category_mask: PAGE_IS_PFNZERO, ..PRESENT };
+        self.scan_or_read(mapping, part, &filled)
     }
 
     /// Adds to `pages` the process's own pages of `mapping` that were written since the last call, in order; from now on
@@ -109,8 +133,7 @@ impl Pagemap {
             flags: SCAN_PROTECT | SCAN_CHECK,
             category_inverted: PAGE_IS_FILE,
             category_mask: PAGE_IS_WRITTEN | PAGE_IS_FILE,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            ..ScanArguments::default()
+            ..PRESENT
         };
         self.regions(mapping, 0..mapping.size() as u64, &written, pages)
     }
@@ -120,20 +143,28 @@ impl Pagemap {
     /// # Errors
     /// The kernel cannot tell.
     pub fn swapped(&self, mapping: &MmapRegion) -> io::Result<Vec<Pages>> {
-        let swapped = ScanArguments { category_mask: PAGE_IS_SWAPPED, ..ScanArguments::default() };
+        let swapped = ScanArguments { category_mask: PAGE_IS_SWAPPED, ..NOTHING };
         let mut pages = Vec::new();
         self.regions(mapping, 0..mapping.size() as u64, &swapped, &mut pages)?;
         Ok(pages)
     }
 
-    fn scan(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
-        let present = ScanArguments {
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            ..ScanArguments::default()
-        };
+    fn scan_or_read(
+        &self,
+        mapping: &MmapRegion,
+        part: Range<u64>,
+        wanted: &ScanArguments,
+    ) -> io::Result<Vec<Pages>> {
+        let size = mapping.size() as u64;
+        let part = part.start.min(size)..part.end.min(size);
         let mut pages = Vec::new();
-        self.regions(mapping, part, &present, &mut pages)?;
-        Ok(pages)
+        match self.regions(mapping, part.clone(), wanted, &mut pages) {
+            // Before Linux 6.7 the file has no ioctl.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                self.entries(mapping, part)
+            }
+            scanned => scanned.map(|()| pages),
+        }
     }
 
     fn regions(
@@ -176,7 +207,7 @@ impl Pagemap {
 
     /// The same out of the entries of the file, eight bytes a page (Linux, admin-guide/mm/pagemap.rst).
     fn entries(&self, mapping: &MmapRegion, part: Range<u64>) -> io::Result<Vec<Pages>> {
-        const PRESENT: u64 = 1 << 63;
+        const IN_MEMORY: u64 = 1 << 63;
         const SWAPPED: u64 = 1 << 62;
         const OF_FILE: u64 = 1 << 61;
         let first = mapping.as_ptr() as u64 / PAGE_SIZE;
@@ -191,7 +222,7 @@ impl Pagemap {
             self.0.read_exact_at(wanted, (first + page) * 8)?;
             for entry in wanted.chunks_exact(8) {
                 let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-                if entry & (PRESENT | SWAPPED) != 0 {
+                if entry & (IN_MEMORY | SWAPPED) != 0 {
                     let at = page * PAGE_SIZE;
                     append(&mut pages, at..at + PAGE_SIZE, entry & OF_FILE == 0 || entry & SWAPPED != 0);
                 }
@@ -212,9 +243,11 @@ fn append(pages: &mut Vec<Pages>, range: Range<u64>, own: bool) {
 
 #[cfg(test)]
 mod tests {
+    use rustix::mm::Advice;
     use vm_memory::{FileOffset, VolatileMemory};
 
     use super::*;
+    use crate::memory::mapping;
 
     const PAGE: usize = 4096;
 
@@ -237,6 +270,23 @@ mod tests {
         [0, 1, 7, 63].into_iter().for_each(|page| write(&mapping, page));
         assert_eq!(both_ways(&mapping, 0..u64::MAX), [(0, 2, true), (7, 8, true), (63, 64, true)]);
         assert_eq!(both_ways(&mapping, 4096..8 * 4096), [(1, 2, true), (7, 8, true)]);
+    }
+
+    #[test]
+    fn what_was_only_read_has_no_content() {
+        let mapping = MmapRegion::new(64 * PAGE).unwrap();
+        // A huge page of zeros does not show on every kernel.
+        mapping::advise(&mapping, Advice::LinuxNoHugepage).unwrap();
+        write(&mapping, 7);
+        for page in [3, 7, 8, 20] {
+            mapping.get_slice(page * PAGE, 8).unwrap().copy_to(&mut [0u8; 8]);
+        }
+        assert_eq!(both_ways(&mapping, 0..u64::MAX), [(3, 4, true), (7, 9, true), (20, 21, true)]);
+        let filled = Pagemap::open().unwrap().filled(&mapping, 0..u64::MAX).unwrap();
+        let page = PAGE as u64;
+        assert_eq!(filled, [Pages { range: 7 * page..8 * page, own: true }]);
+        write(&mapping, 20);
+        assert_eq!(Pagemap::open().unwrap().filled(&mapping, 0..u64::MAX).unwrap().len(), 2);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     memory::{
         OwnFiles,
         ahead::{ReadAhead, ZoneAhead},
-        content::{ContentError, load, save, verify},
+        content::{ContentError, Tally, load, save, verify},
         demand::{Pager, Source},
         mapping, overlays,
     },
@@ -164,6 +164,48 @@ fn a_snapshot_of_what_came_out_of_its_parent() {
         let again = full(&memory);
         assert!(of(&restored(&again, MemoryMode::Copy, 0)) == expected, "{mode}");
     }
+}
+
+/// How much each phase has to work through.
+#[derive(Default)]
+struct Totals(parking_lot::Mutex<Vec<(&'static str, u64)>>);
+
+impl Tally for Totals {
+    fn phase(&self, phase: &'static str, bytes_total: Option<u64>) {
+        self.0.lock().extend(bytes_total.map(|bytes| (phase, bytes)));
+    }
+
+    fn add(&self, _bytes: u64) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_is_zero_is_not_looked_at_again_after_it_was_paged_in() {
+    let memory = first();
+    let bottom = full(&memory);
+    let expected = of(&memory);
+    let mut memory = restored(&bottom, MemoryMode::OnDemand, 1);
+    // What is read of what is zero stays so.
+    memory.zones()[0].1.get_slice(20 * 64 * 4096, 1).unwrap().copy_to(&mut [0u8]);
+    let totals = Totals::default();
+    memory.fill(&totals).unwrap();
+    let save_all = |memory: &GuestMemory| {
+        let (mut table, file) = (table(), tempfile::tempfile().unwrap());
+        let pages = memory.pages(&["a"]).unwrap();
+        save(&pages, None, &mut table, (&file, Path::new("full")), &totals).unwrap();
+        assert_eq!(&table, bottom.memory.table());
+    };
+    save_all(&memory);
+    // Five chunks have something; the last of them is three pages long.
+    let memory_bytes = 4 * CHUNK_SIZE + 3 * PAGE_SIZE;
+    assert_eq!(*totals.0.lock(), [("fill", 5 * CHUNK_SIZE), ("memory", memory_bytes)]);
+    memory.end_paging();
+    save_all(&memory);
+    assert_eq!(totals.0.lock().pop(), Some(("memory", memory_bytes)));
+    assert!(of(&memory) == expected, "what never came in is zero");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Which parts of a mapping may hold anything but zeros: pages that are present or swapped out, and what
-//! is not a hole in the file behind it.
+//! Which parts of a mapping may hold anything but zeros: pages that are present or swapped out, but for the kernel's page
+//! of zeros, and what is not a hole in the file behind it.
 
 use std::{fs::File, io, ops::Range};
 
@@ -18,8 +18,8 @@ pub fn touched(mapping: &MmapRegion, more: Vec<Range<u64>>) -> io::Result<Vec<Ra
     let private = mapping.flags() & libc::MAP_SHARED == 0;
     let mut parts = more;
     if private {
-        let present = Pagemap::open()?.present(mapping, 0..size)?;
-        parts.extend(present.into_iter().map(|pages| pages.range));
+        let filled = Pagemap::open()?.filled(mapping, 0..size)?;
+        parts.extend(filled.into_iter().map(|pages| pages.range));
     }
     if let Some(behind) = mapping.file_offset() {
         parts.extend(data(behind.file(), behind.start(), size)?);

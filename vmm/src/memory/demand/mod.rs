@@ -151,24 +151,27 @@ impl Pager {
         self.shared.brought.load(Ordering::Relaxed)
     }
 
-    /// Brings in everything that is still missing.
+    /// Brings in everything that is still missing and not zero. What is still missing then is what memory is that nobody
+    /// has touched: zero, and no page of it there.
     ///
     /// # Errors
     /// It cannot be read, is damaged, or somebody asked for it to be given up.
     pub fn fill(&self, tally: &dyn Tally) -> Result<(), ContentError> {
         let mut buffer = self.shared.buffer();
-        let zones = &self.shared.zones;
+        let zones = self.shared.zones.iter();
+        let all = zones.flat_map(|zone| (0..zone.chunks.len()).map(move |chunk| (zone, chunk)));
+        let wanted = |(zone, chunk): &(&Zone, usize)| {
+            zone.is(*chunk, MISSING) && !self.shared.is_zero(zone, *chunk as u64)
+        };
+        let missing: Vec<_> = all.filter(wanted).collect();
         let size = self.shared.source.saved.table().chunk_size;
-        let chunks = zones.iter().fold(0u64, |sum, zone| sum.saturating_add(zone.chunks.len() as u64));
-        tally.phase("fill", Some(chunks.saturating_mul(size)));
-        for zone in zones {
-            for chunk in 0..zone.chunks.len() {
-                if tally.is_cancelled() {
-                    return Err(ContentError::Cancelled);
-                }
-                self.shared.bring(zone, chunk, &mut buffer)?;
-                tally.add(size);
+        tally.phase("fill", Some((missing.len() as u64).saturating_mul(size)));
+        for (zone, chunk) in missing {
+            if tally.is_cancelled() {
+                return Err(ContentError::Cancelled);
             }
+            self.shared.bring(zone, chunk, &mut buffer)?;
+            tally.add(size);
         }
         self.shared.wait_for_coming();
         Ok(())
@@ -302,13 +305,19 @@ impl Shared {
         brought.map(|()| true)
     }
 
+    /// Whether the snapshot has nothing but zeros in a chunk of a zone.
+    fn is_zero(&self, zone: &Zone, chunk: u64) -> bool {
+        let table = self.source.saved.table();
+        table.chunks.get(zone.offset / table.chunk_size + chunk).is_none()
+    }
+
     fn put(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<(), ContentError> {
         let Source { saved, check } = &self.source;
         let size = saved.table().chunk_size;
         let within = chunk as u64 * size;
         let len = size.min(zone.size - within);
         let offset = zone.offset + within;
-        let zero = saved.table().chunks.get(offset / size).is_none();
+        let zero = self.is_zero(zone, chunk as u64);
         if !zero {
             saved.read_chunk(offset / size, buffer, *check)?;
         }
