@@ -21,18 +21,19 @@ const SIZE: u64 = 128 << 20;
 /// First address that is the tests' own (docs/test-guest.md).
 const FREE: u64 = 32 << 20;
 
-/// A snapshot of a guest whose memory is one shared zone, with a file if there is one.
+/// A snapshot of a guest whose memory is one zone.
 struct Saved {
     directory: TempDir,
     snapshot: PathBuf,
     nonce: String,
 }
 
-fn saved(file: Option<&str>) -> Saved {
+/// A zone that is shared if that is asked for, with a file if there is one.
+fn saved(shared: bool, file: Option<&str>) -> Saved {
     let directory = tempfile::tempdir().expect("there is room");
     let place = directory.path();
     let file = file.map(|name| place.join(name));
-    let zone = json!({ "id": "low", "size": SIZE, "shared": true, "file": file });
+    let zone = json!({ "id": "low", "size": SIZE, "shared": shared, "file": file });
     let mut machine = saved::machine(place);
     machine["memory"] = json!({ "size": 0, "zones": [zone] });
     let mut monitor = Monitor::start(place, &[] as &[&str]);
@@ -76,7 +77,7 @@ fn memory_that_was_left_in_a_file_must_be_there_whole() {
     if !cumulet::kvm_is_usable() {
         return;
     }
-    let saved = saved(Some("memory"));
+    let saved = saved(true, Some("memory"));
     let (file, moved) = (saved.place().join("memory"), saved.place().join("moved"));
     let name = file.display().to_string();
     let mut monitor = Monitor::start(saved.place(), &[] as &[&str]);
@@ -100,7 +101,7 @@ fn memory_does_not_come_into_a_file_that_has_content() {
     if !cumulet::kvm_is_usable() {
         return;
     }
-    let saved = saved(None);
+    let saved = saved(true, None);
     let file = saved.place().join("memory");
     let name = file.display().to_string();
     let said = json!({ "verify": "full", "overrides": [{ "id": "low", "file": file }] });
@@ -121,6 +122,33 @@ fn memory_does_not_come_into_a_file_that_has_content() {
     assert_eq!(memory["mode"], "copy", "{report}");
     let why = "is shared, and what other processes touch cannot be brought in";
     assert_eq!(memory["why"], why, "{report}");
+    saved.proves_itself();
+    monitor.quit();
+}
+
+#[test]
+fn a_mode_that_cannot_be_is_refused_or_replaced_and_the_report_says_why() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let saved = saved(false, None);
+    let why = "is backed by a file in a directory of its own";
+    let mut monitor = Monitor::start(saved.place(), &[] as &[&str]);
+    let elsewhere = json!([{ "id": "low", "file": saved.place() }]);
+    for mode in ["Cow", "OnDemand"] {
+        let said = json!({ "memory_restore_mode": mode, "overrides": elsewhere });
+        let expected = format!("memory mode {}: memory zone low {why}", mode.to_lowercase());
+        saved.refused(&mut monitor, &said, &[&expected]);
+    }
+    let said = json!({ "overrides": elsewhere });
+    let mut request = monitor::restore_request(&saved.snapshot, &said);
+    request["dry_run"] = json!(true);
+    let tried: Value = monitor.put("vm.restore", &request).expect("it can be").json().expect("it is JSON");
+    let report = monitor.restore(&saved.snapshot, &said);
+    for told in [tried, report] {
+        assert_eq!(told["memory"][0]["mode"], "copy", "{told}");
+        assert_eq!(told["memory"][0]["why"], why, "{told}");
+    }
     saved.proves_itself();
     monitor.quit();
 }

@@ -133,14 +133,47 @@ fn every_mode_brings_it_back() {
 
 #[test]
 fn zones_get_what_they_can_have() {
+    let directory = tempfile::tempdir().unwrap();
+    let plain = zone("a", 2 * CHUNK_SIZE);
+    let table = MemoryTable::new([("a", plain.size, true)]).unwrap();
+    let named = MemoryZoneConfig { file: Some(directory.path().join("zone")), ..plain.clone() };
+    let shared = MemoryZoneConfig { shared: true, ..plain.clone() };
+    let shared_file = MemoryZoneConfig { shared: true, ..named.clone() };
+    let huge = MemoryZoneConfig { hugepage_size: Some(2 << 20), ..plain.clone() };
+    let nameless = MemoryZoneConfig { file: Some(directory.path().into()), ..plain.clone() };
+    let why = [
+        "is shared, and what other processes touch cannot be brought in",
+        "is backed by huge pages, and the snapshot's file is not",
+        "is backed by a file in a directory of its own",
+    ];
+    for (zone, why) in [
+        (plain, None),
+        (named, None),
+        (shared, Some(why[0])),
+        (shared_file, Some(why[0])),
+        (huge, Some(why[1])),
+        (nameless, Some(why[2])),
+    ] {
+        let zones = [zone];
+        let planned = |asked| RestorePlan::new(&zones, &table, asked);
+        // What cannot be is replaced where nothing is asked for, and refused where it is; to be copied anything can.
+        let mode = if why.is_some() { MemoryMode::Copy } else { MemoryMode::Cow };
+        let chosen = &planned(None).unwrap().zones[0];
+        assert_eq!((chosen.mode, chosen.why), (mode, why), "{zones:?}");
+        let copied = &planned(Some(MemoryMode::Copy)).unwrap().zones[0];
+        assert_eq!((copied.mode, copied.why), (MemoryMode::Copy, None), "{zones:?}");
+        for asked in [MemoryMode::Cow, MemoryMode::OnDemand] {
+            match (planned(Some(asked)), why) {
+                (Ok(plan), None) => assert_eq!(plan.zones[0].mode, asked),
+                (Err(refused), Some(why)) => {
+                    let expected = format!("memory mode {asked}: memory zone a {why}");
+                    assert_eq!(refused.to_string(), expected);
+                }
+                (plan, _) => panic!("{zones:?}: {plan:?}"),
+            }
+        }
+    }
     let saved = saved(true);
-    let plan = RestorePlan::new(&saved.zones, saved.memory.table(), None).unwrap();
-    assert!(plan.zones.iter().all(|zone| zone.mode == MemoryMode::Copy && zone.why.is_some()));
-    let refused = RestorePlan::new(&saved.zones, saved.memory.table(), Some(MemoryMode::Cow)).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "memory mode cow: memory zone a is shared, and what other processes touch cannot be brought in"
-    );
     let memory = restored(&saved, None).zones();
     for (zone, at, value) in PLACES {
         assert_eq!(read(&memory[zone].1, at), value);
