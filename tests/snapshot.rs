@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use api_client::wire::VmState;
@@ -13,7 +13,7 @@ use cumulet_tests::{
     cumulet,
     guest::{self, Console},
     monitor::{self, Monitor},
-    saved::{check, drive, machine, snapshot},
+    saved::{self, check, drive, machine, snapshot},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -218,6 +218,9 @@ fn every_copy_learns_that_it_is_one_unless_it_shall_not() {
 /// MSR_KVM_SYSTEM_TIME_NEW of <asm/kvm_para.h>: where KVM keeps the guest's paravirtual clock.
 const SYSTEM_TIME: u64 = 0x4b56_4d01;
 
+/// MSR_KVM_WALL_CLOCK_NEW: written, KVM says when the paravirtual clock began.
+const WALL_CLOCK: u64 = 0x4b56_4d00;
+
 /// Nanoseconds that the guest's paravirtual clock stood at when KVM last brought it up to date, and the time stamp
 /// counter.
 fn clocks(console: &mut Console) -> (u64, u64) {
@@ -227,8 +230,41 @@ fn clocks(console: &mut Console) -> (u64, u64) {
     (guest::number(&console.ok(&format!("peek {:#x} 8", page + 16))), counter)
 }
 
+/// Seconds since 1970 that a guest of kvmclock has for the time of day if it asks KVM now.
+fn wall_clock(console: &mut Console) -> u64 {
+    let page = FREE + (65 << 20);
+    console.ok(&format!("msr {WALL_CLOCK:#x} {page:#x}"));
+    let began = guest::number(&console.ok(&format!("peek {:#x} 4", page + 4)));
+    began + clocks(console).0 / 1_000_000_000
+}
+
+/// Seconds of the day that the real-time clock shows.
+fn time_of_day(console: &mut Console) -> u64 {
+    let mut read = || {
+        [4, 2, 0].map(|register: u8| {
+            console.ok(&format!("out 0x70 1 {register}"));
+            let bcd = guest::number(&console.ok("in 0x71 1"));
+            (bcd >> 4) * 10 + (bcd & 0xf)
+        })
+    };
+    // It runs on while it is read.
+    let [hours, minutes, seconds] = loop {
+        let (first, second) = (read(), read());
+        if first == second {
+            break first;
+        }
+    };
+    (hours * 60 + minutes) * 60 + seconds
+}
+
+/// Seconds from one time of the day to a later one, which may be on the next day.
+fn seconds_between(earlier: u64, later: u64) -> u64 {
+    const DAY: u64 = 24 * 60 * 60;
+    (later + DAY - earlier) % DAY
+}
+
 #[test]
-fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
+fn clocks_go_on_where_they_stood_or_as_if_they_had_never_stopped() {
     const GAP: Duration = Duration::from_secs(4);
     if !cumulet::kvm_is_usable() {
         return;
@@ -240,6 +276,7 @@ fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
     let mut console = first.boot(place, &machine(place));
     let hz = guest::number(&console.ok("tsc-hz"));
     let (ns, ticks) = clocks(&mut console);
+    let shown = time_of_day(&mut console);
     let since = |ticks: u64| Duration::from_millis(ticks / (hz / 1000));
     // A VM's counter begins at 0, but for a host that can only show its own.
     let own_counter = since(ticks) < begun.elapsed() + GAP;
@@ -257,11 +294,20 @@ fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
         .put("vm.snapshot", &json!({ "destination_url": monitor::url(&snapshot) }))
         .expect("it can be saved");
     first.quit();
-    for (policy, advances) in [("frozen", false), ("advance", true)] {
+    for (policy, real_time_advances, advances) in
+        [("wall", true, false), ("frozen", false, false), ("advance", true, true)]
+    {
         let mut copy = Monitor::start(place, &[] as &[&str]);
         let gap = paused.elapsed();
         copy.restore(&snapshot, &json!({ "clock": policy }));
-        let (later_ns, later_ticks) = clocks(&mut monitor::serial(place));
+        let mut console = monitor::serial(place);
+        let (later_ns, later_ticks) = clocks(&mut console);
+        let real = seconds_between(shown, time_of_day(&mut console));
+        // KVM goes by the host's time: this clock cannot be had to stand still.
+        let host = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs();
+        let before = host();
+        let wall = wall_clock(&mut console);
+        assert!((before - 2..host() + 2).contains(&wall), "{policy}: {wall}, at {before}");
         // What is not the gap's the guest has lived through.
         let lived = begun.elapsed() - gap;
         let mut clocks = vec![Duration::from_nanos(later_ns - ns)];
@@ -271,6 +317,22 @@ fn the_clocks_go_on_where_they_stood_or_are_set_forward() {
         for passed in clocks {
             let right = if advances { passed >= gap } else { passed <= lived };
             assert!(right, "{policy}: {passed:?}, of which {gap:?} were the gap and {lived:?} were lived");
+        }
+        // It shows whole seconds.
+        let at_most = || (begun.elapsed() - gap).as_secs() + 1;
+        if real_time_advances {
+            assert!(real + 1 >= gap.as_secs(), "{policy}: {real} s, of which {gap:?} were the gap");
+        } else {
+            assert!(real <= at_most(), "{policy}: {real} s, of which {gap:?} were the gap");
+            // It stays as far behind in the next life, where it goes on.
+            let of_its_own = place.join(policy);
+            fs::create_dir(&of_its_own).expect("there is room");
+            let again = saved::snapshot(&mut copy, &of_its_own);
+            copy.quit();
+            copy = Monitor::start(place, &[] as &[&str]);
+            copy.restore(&again, &json!({}));
+            let real = seconds_between(shown, time_of_day(&mut monitor::serial(place)));
+            assert!(real <= at_most(), "{policy}, then wall: {real} s, of which {gap:?} were the gap");
         }
         copy.quit();
     }

@@ -40,7 +40,7 @@ pub struct RestoreConfig {
     /// Whether the VM learns that it is a copy; it does if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation_id: Option<GenerationId>,
-    /// What the VM's clocks show; they go on from where they stood if not given. Cumulet's own.
+    /// Which of the VM's clocks have gone on; the real-time clock alone if not given. Cumulet's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<RestoreClock>,
     /// At which frequency the VM's time stamp counters count; at the saved one if not given, which a host that can
@@ -163,14 +163,16 @@ pub enum GenerationId {
     Keep,
 }
 
-/// What the time stamp counters and the paravirtual clock of a restored VM show. The real-time clock of the
-/// board shows the host's time in any case. Cumulet's own.
+/// Which of a restored VM's clocks have gone on since it was paused. Cumulet's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RestoreClock {
-    /// They go on from where they stood when the VM was paused.
+    /// The real-time clock of the board; the time stamp counters and the paravirtual clock go on from where they
+    /// stood.
+    Wall,
+    /// None: all go on from where they stood.
     Frozen,
-    /// They are set forward by the time that has passed since.
+    /// All of them.
     Advance,
 }
 

@@ -26,7 +26,7 @@ pub const KEYS: Keys = &[&[
     "background_fill=none|workingset|all@BYTES_PER_SECOND",
     "record_working_set=MS",
     "generation_id=new|keep",
-    "clock=frozen|advance",
+    "clock=wall|frozen|advance",
     "tsc=saved|host",
     "net_fds=[ID@[FD,...],...]",
     "vfio_fds=[ID@FD,...]",
@@ -48,8 +48,8 @@ const CHECKS: [(&str, RestoreVerify); 3] =
 
 const GENERATIONS: [(&str, GenerationId); 2] = [("new", GenerationId::New), ("keep", GenerationId::Keep)];
 
-const CLOCKS: [(&str, RestoreClock); 2] =
-    [("frozen", RestoreClock::Frozen), ("advance", RestoreClock::Advance)];
+const CLOCKS: [(&str, RestoreClock); 3] =
+    [("wall", RestoreClock::Wall), ("frozen", RestoreClock::Frozen), ("advance", RestoreClock::Advance)];
 
 const TSC: [(&str, RestoreTsc); 2] = [("saved", RestoreTsc::Saved), ("host", RestoreTsc::Host)];
 

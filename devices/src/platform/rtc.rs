@@ -1,11 +1,11 @@
-//! The real-time clock and CMOS memory of a PC (MC146818): the time of day, which follows the
+//! The real-time clock and CMOS memory of a PC (MC146818): the time of day, which runs with the
 //! host's, the alarm and update interrupts left out, and 128 bytes of memory.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use address_manager::Transaction;
 use serde::{Deserialize, Serialize};
-use vm_migration::{LoadError, State};
+use vm_migration::{LoadError, Section, State};
 
 use crate::{Device, PauseError, PortIo, Stateful};
 
@@ -24,6 +24,8 @@ const VALID: u8 = 1 << 7;
 /// Status A: the 32,768 Hz time base and the periodic rate that a PC's firmware sets.
 const TIME_BASE: u8 = 0x26;
 
+const NS_PER_SECOND: i128 = 1_000_000_000;
+
 /// Saved form of the clock and its memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,11 +34,28 @@ pub struct RtcState {
     pub index: u8,
     /// The registers.
     pub registers: Vec<u8>,
+    /// How far the time that it shows is ahead of the host's, in nanoseconds.
+    pub offset_ns: i64,
 }
 
 impl State for RtcState {
     const KIND: &'static str = "rtc-cmos";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
+
+    fn upgrade(from: u32, old: &Section) -> Result<Self, LoadError> {
+        /// Version 1, of a clock that could show the host's time only.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Following {
+            index: u8,
+            registers: Vec<u8>,
+        }
+        if from != 1 {
+            return Err(old.unknown_version::<Self>(from));
+        }
+        let Following { index, registers } = old.content()?;
+        Ok(Self { index, registers, offset_ns: 0 })
+    }
 }
 
 /// The clock.
@@ -44,6 +63,7 @@ impl State for RtcState {
 pub struct Rtc {
     index: u8,
     registers: [u8; REGISTERS],
+    offset_ns: i64,
     now: fn() -> SystemTime,
 }
 
@@ -68,7 +88,13 @@ impl Rtc {
         (registers[0x34], registers[0x35]) = (a, b);
         let [a, b, c, ..] = (high >> 16).min(0xff_ffff).to_le_bytes();
         (registers[0x5b], registers[0x5c], registers[0x5d]) = (a, b, c);
-        Self { index: 0, registers, now: SystemTime::now }
+        Self { index: 0, registers, offset_ns: 0, now: SystemTime::now }
+    }
+
+    /// Sets the time that it shows forward by so many nanoseconds, or back. It is as far from the host's from then
+    /// on, and in every later life.
+    pub fn shift(&mut self, ns: i64) {
+        self.offset_ns = self.offset_ns.saturating_add(ns);
     }
 
     fn read_register(&self) -> u8 {
@@ -110,14 +136,15 @@ impl Rtc {
 
     /// The time that the clock shows.
     fn time(&self) -> Option<Civil> {
-        let since_1970 = (self.now)().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        Civil::from_unix(i64::try_from(since_1970).ok()?)
+        let host_ns = (self.now)().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let shown_ns = i128::try_from(host_ns).ok()?.checked_add(self.offset_ns.into())?;
+        Civil::from_unix(i64::try_from(shown_ns.div_euclid(NS_PER_SECOND)).ok()?)
     }
 
     fn write_register(&mut self, value: u8) {
         match self.index {
-            // The clock follows the host: what a guest sets is kept as memory, no more. Linux sets
-            // it only from a synchronized clock, and reads it at the next boot.
+            // The guest does not set it: Linux does that only from a synchronized clock, and reads
+            // it at the next boot.
             0x00..=0x09 | CENTURY | STATUS_C | STATUS_D => {}
             index => {
                 if let Some(register) = self.registers.get_mut(usize::from(index)) {
@@ -149,11 +176,11 @@ impl Stateful for Rtc {
     type State = RtcState;
 
     fn save(&self) -> RtcState {
-        RtcState { index: self.index, registers: self.registers.to_vec() }
+        RtcState { index: self.index, registers: self.registers.to_vec(), offset_ns: self.offset_ns }
     }
 
     fn load(&mut self, state: RtcState, _transaction: &Transaction<'_>) -> Result<(), LoadError> {
-        let RtcState { index, registers } = state;
+        let RtcState { index, registers, offset_ns } = state;
         if usize::from(index) >= REGISTERS {
             return Err(LoadError::field("index", format!("{index} is beyond {REGISTERS} registers")));
         }
@@ -162,6 +189,7 @@ impl Stateful for Rtc {
             .try_into()
             .map_err(|_| LoadError::field("registers", format!("{length}, expected {REGISTERS}")))?;
         self.index = index;
+        self.offset_ns = offset_ns;
         Ok(())
     }
 }
@@ -234,6 +262,13 @@ fn leap(year: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use address_manager::{AddressManager, Windows};
+    use hypervisor::fake::FakeVm;
+    use serde_json::{Value, json};
+    use vm_migration::Section;
+
     use super::*;
 
     fn clock() -> Rtc {
@@ -259,6 +294,66 @@ mod tests {
         rtc.write(1, &[BINARY]);
         assert_eq!(register(&mut rtc, 4), 0x80 | 5);
         assert_eq!(register(&mut rtc, 9), 24);
+    }
+
+    /// Hours, minutes and seconds as they are read, in BCD.
+    fn time_of_day(rtc: &mut Rtc) -> [u8; 3] {
+        [4, 2, 0].map(|index| register(rtc, index))
+    }
+
+    fn loaded(version: u32, state: &Value) -> Result<Rtc, LoadError> {
+        let manager = AddressManager::new(FakeVm::new(), 32, Windows::new());
+        let section =
+            json!({ "id": "__rtc_cmos", "kind": RtcState::KIND, "version": version, "state": state });
+        let section: Section = serde_json::from_str(&section.to_string()).unwrap();
+        let mut rtc = clock();
+        rtc.load(section.load()?, &manager.begin())?;
+        Ok(rtc)
+    }
+
+    #[test]
+    fn what_it_is_ahead_of_the_host_or_behind_it_keeps_through_all_its_lives() {
+        let mut rtc = clock();
+        rtc.shift(-3_600_000_000_000);
+        assert_eq!(time_of_day(&mut rtc), [0x16, 0x04, 0x05]);
+        let mut again = loaded(2, &serde_json::to_value(rtc.save()).unwrap()).unwrap();
+        assert_eq!(again.save(), rtc.save());
+        assert_eq!(time_of_day(&mut again), [0x16, 0x04, 0x05]);
+        // Not even half a second is lost by it.
+        again.shift(-500_000_000);
+        assert_eq!(time_of_day(&mut again), [0x16, 0x04, 0x04]);
+        again.shift(3_600_500_000_000);
+        assert_eq!(time_of_day(&mut again), [0x17, 0x04, 0x05]);
+        // The battery goes on when the machine is reset.
+        again.shift(1_000_000_000);
+        again.reset();
+        assert_eq!(time_of_day(&mut again), [0x17, 0x04, 0x06]);
+    }
+
+    #[test]
+    fn a_clock_of_the_first_version_shows_the_hosts_time() {
+        let mut registers = vec![0; REGISTERS];
+        registers[usize::from(STATUS_B)] = HOURS_24;
+        let mut rtc = loaded(1, &json!({ "index": 5, "registers": registers })).unwrap();
+        assert_eq!((rtc.index, rtc.offset_ns), (5, 0));
+        assert_eq!(time_of_day(&mut rtc), [0x17, 0x04, 0x05]);
+        let mixed = json!({ "index": 5, "registers": registers, "offset_ns": 0 });
+        assert!(loaded(1, &mixed).is_err());
+        assert!(loaded(2, &json!({ "index": 5, "registers": registers })).is_err());
+        assert!(loaded(3, &mixed).is_err());
+    }
+
+    #[test]
+    fn no_distance_is_too_far() {
+        for offset_ns in [i64::MIN, i64::MAX] {
+            let state = json!({ "index": 0, "registers": vec![0; REGISTERS], "offset_ns": offset_ns });
+            let mut rtc = loaded(2, &state).unwrap();
+            rtc.shift(offset_ns.signum());
+            assert_eq!(rtc.offset_ns, offset_ns);
+            for index in 0..128 {
+                register(&mut rtc, index);
+            }
+        }
     }
 
     #[test]

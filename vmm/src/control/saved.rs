@@ -207,7 +207,8 @@ fn open(restore: Restore) -> Result<Opened, CommandError> {
             Some(RestoreCommit::Each) => Commits::Each,
         },
         clock: match said.clock {
-            None | Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
+            None | Some(RestoreClock::Wall) => ClockPolicy::Wall,
+            Some(RestoreClock::Frozen) => ClockPolicy::Frozen,
             Some(RestoreClock::Advance) => ClockPolicy::Advance,
         },
         tsc: match said.tsc {

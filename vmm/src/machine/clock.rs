@@ -3,8 +3,9 @@
 //! A saved state is as of the moment at which the machine was paused, both the paravirtual clock and the time
 //! stamp counters, which cannot be stopped: what they have counted until the machine was saved is taken off, as far as
 //! that is certain.
-//! At a restore both are set forward by one and the same time, or by none. From then on they run, as in every
-//! paused machine: a guest sees its pauses, and of the time that it was a snapshot what [`ClockPolicy`] says.
+//! At a restore both are set forward by one and the same time, or by none. The real-time clock runs with the host's, and
+//! is set back by that time if nothing shall have moved. From then on all run, as in every paused machine: a guest sees
+//! its pauses, and of the time that it was a snapshot what [`ClockPolicy`] says.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,10 +26,12 @@ const TSC: u32 = 0x10;
 /// What becomes of the time for which the guest was a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClockPolicy {
-    /// The guest's clocks did not move.
+    /// The real-time clock went on with the host's, and the others did not move.
     #[default]
+    Wall,
+    /// None of the guest's clocks moved.
     Frozen,
-    /// They went on.
+    /// They all went on.
     Advance,
 }
 
@@ -81,27 +84,37 @@ pub fn check(
 pub(super) struct Shift {
     now_ns: u64,
     ns: u64,
+    real_time_ns: i64,
 }
 
 impl Shift {
     /// For a guest whose clock stood at `saved`.
     ///
     /// # Errors
-    /// It is to be set forward, and nobody knows how far.
+    /// One is to be set forward or back, and nobody knows how far.
     pub(super) fn new(policy: ClockPolicy, saved: Option<&VmClock>) -> Result<Self, BuildError> {
         let now_ns = host_ns();
-        let ns = match policy {
-            ClockPolicy::Frozen => 0,
+        let then_ns = || {
+            let then_ns = saved.and_then(|clock| clock.realtime_ns);
+            then_ns.ok_or(BuildError::Clock { why: "the snapshot does not say when it was" })
+        };
+        let (ns, real_time_ns) = match policy {
+            ClockPolicy::Wall => (0, 0),
+            ClockPolicy::Frozen => (0, ahead_ns(then_ns()?, now_ns)),
             ClockPolicy::Advance => {
-                let then = saved.and_then(|clock| clock.realtime_ns);
-                let then = then.ok_or(BuildError::Clock { why: "the snapshot does not say when it was" })?;
-                if then > now_ns {
-                    log::warn!("the snapshot was taken {} ns ahead of this host's clock", then - now_ns);
+                let then_ns = then_ns()?;
+                if then_ns > now_ns {
+                    log::warn!("the snapshot was taken {} ns ahead of this host's clock", then_ns - now_ns);
                 }
-                now_ns.saturating_sub(then)
+                (now_ns.saturating_sub(then_ns), 0)
             }
         };
-        Ok(Self { now_ns, ns })
+        Ok(Self { now_ns, ns, real_time_ns })
+    }
+
+    /// How far the real-time clock is set forward, or back, from the host's time, in nanoseconds.
+    pub(super) fn real_time_ns(&self) -> i64 {
+        self.real_time_ns
     }
 
     /// The paravirtual clock, to be set when the machine is resumed.
@@ -147,6 +160,12 @@ pub(super) fn rewind(state: &mut VcpuState, paused: Duration) {
     }
 }
 
+/// How far one time is ahead of another, in nanoseconds; as far as can be said.
+fn ahead_ns(time_ns: u64, of_ns: u64) -> i64 {
+    let ahead = i128::from(time_ns) - i128::from(of_ns);
+    i64::try_from(ahead).unwrap_or(if ahead < 0 { i64::MIN } else { i64::MAX })
+}
+
 /// Nanoseconds since 1970.
 fn host_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -188,14 +207,34 @@ mod tests {
     #[test]
     fn clocks_go_on_where_they_stood() {
         let (mut state, clock) = (vcpu(), an_hour_ago());
-        let shift = Shift::new(ClockPolicy::Frozen, Some(&clock)).unwrap();
-        shift.counter(&mut state).unwrap();
-        assert_eq!(state, vcpu());
-        let set = shift.clock(clock);
-        assert_eq!(set.guest_ns, 5);
-        // From now on it runs.
-        assert!(host_ns() - set.realtime_ns.unwrap() < HOUR_NS / 2);
-        assert!(Shift::new(ClockPolicy::Frozen, None).is_ok());
+        for policy in [ClockPolicy::Wall, ClockPolicy::Frozen] {
+            let shift = Shift::new(policy, Some(&clock)).unwrap();
+            shift.counter(&mut state).unwrap();
+            assert_eq!(state, vcpu());
+            let set = shift.clock(clock);
+            assert_eq!(set.guest_ns, 5);
+            // From now on it runs.
+            assert!(host_ns() - set.realtime_ns.unwrap() < HOUR_NS / 2);
+        }
+    }
+
+    #[test]
+    fn the_real_time_clock_goes_on_with_the_hosts_unless_all_is_frozen() {
+        let clock = an_hour_ago();
+        let of = |policy| Shift::new(policy, Some(&clock)).unwrap().real_time_ns();
+        assert_eq!((of(ClockPolicy::Wall), of(ClockPolicy::Advance)), (0, 0));
+        let behind = u64::try_from(-of(ClockPolicy::Frozen)).unwrap();
+        assert!((HOUR_NS..2 * HOUR_NS).contains(&behind), "{behind}");
+        // A host whose clock is behind shows it ahead.
+        let later = VmClock { realtime_ns: Some(host_ns() + 2 * HOUR_NS), ..clock };
+        assert!(Shift::new(ClockPolicy::Frozen, Some(&later)).unwrap().real_time_ns() > 0);
+        let never = VmClock { realtime_ns: Some(u64::MAX), ..clock };
+        assert!(Shift::new(ClockPolicy::Frozen, Some(&never)).unwrap().real_time_ns() > 0);
+        let unknown = VmClock { realtime_ns: None, ..clock };
+        assert!(Shift::new(ClockPolicy::Frozen, Some(&unknown)).is_err());
+        assert!(Shift::new(ClockPolicy::Frozen, None).is_err());
+        assert!(Shift::new(ClockPolicy::Wall, None).is_ok());
+        assert_eq!((ahead_ns(0, u64::MAX), ahead_ns(u64::MAX, 0)), (i64::MIN, i64::MAX));
     }
 
     #[test]

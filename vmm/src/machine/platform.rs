@@ -35,6 +35,8 @@ pub const EVENTS_GSI: u32 = 5;
 pub struct Platform {
     /// What tells the guest of a pressed power button.
     pub events: Arc<Mutex<Events>>,
+    /// The real-time clock.
+    pub rtc: Arc<Mutex<Rtc>>,
     /// All of them, in the order in which they are saved.
     pub devices: Vec<NamedDevice>,
     // Pumps input into the serial port; stops when dropped.
@@ -99,7 +101,8 @@ impl Platform {
         let timer = SharedDevice::new(PmTimer::new());
         add_ports("__pm_timer", timer, PmTimer::BASE, PmTimer::SIZE)?;
         let (low, high) = ram_sizes(layout);
-        add_ports("__rtc_cmos", SharedDevice::new(Rtc::new(low, high)), Rtc::BASE, Rtc::SIZE)?;
+        let rtc = Arc::new(Mutex::new(Rtc::new(low, high)));
+        add_ports("__rtc_cmos", SharedDevice::from_arc(Arc::clone(&rtc)), Rtc::BASE, Rtc::SIZE)?;
         let debug = SharedDevice::new(DebugPort::default());
         add_ports("__debug_port", debug, DebugPort::BASE, DebugPort::SIZE)?;
         if layout.pvpanic {
@@ -146,7 +149,7 @@ impl Platform {
             add(SERIAL_ID, device, Some((Serial::COM1, Serial::SIZE, handler)))?;
             pump = Some(InputPump::new(terminal, serial)?);
         }
-        Ok(Self { events, devices, serial_input: pump })
+        Ok(Self { events, rtc, devices, serial_input: pump })
     }
 
     /// Lets input reach the serial port, or holds it back where it is.

@@ -134,6 +134,7 @@ impl Machine {
         let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
+        prepared.platform.rtc.lock().shift(shift.real_time_ns());
         for vcpu in saved.values_mut() {
             shift.counter(vcpu)?;
             tsc.choose(vcpu);

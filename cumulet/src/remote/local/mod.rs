@@ -150,7 +150,7 @@ fn open(
         record: None,
         commits: Commits::Once,
         new_generation: true,
-        clock: ClockPolicy::Frozen,
+        clock: ClockPolicy::Wall,
         tsc: TscFrequency::Saved,
     })
 }

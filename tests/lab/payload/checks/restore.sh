@@ -105,7 +105,7 @@ check_restore_idle() { # halted, with a timer pending
   [ "${slept%.*}" -ge 14 ] && [ "${slept%.*}" -lt $((15 + 5 * PATIENCE)) ]
 }
 
-check_restore_clock() { # frozen, the gap is not the guest's; with advance, it is
+check_restore_clock() { # the gap is the guest's with advance; with wall it is its board's alone, and frozen, nobody's
   witness && up a 200 'WITNESS 3 ' && further 5 || return
   local first before gap=$((30 * PATIENCE)) slack=$((6 * PATIENCE)) policy behind elapsed ticks
   first=$(grep '^WITNESS 1 ' "$W/a.log")
@@ -115,16 +115,23 @@ check_restore_clock() { # frozen, the gap is not the guest's; with advance, it i
   # Ticks of the counter in a second.
   local hz; hz=$(echo "($(field tsc "$before") - $(field tsc "$first")) / ($(field up "$before") - $(field up "$first"))" | bc)
   mv "$W/a.log" "$W/before.log"
-  for policy in frozen advance; do
+  for policy in wall frozen advance; do
     : >"$W/a.log"
     elapsed=$(since "$began"); revive s "resume=on,clock=$policy" && further 2 || return
     local after; after=$(last)
     local late=$(($(date +%s) - $(field real "$after") - behind))
     local up; up=$(echo "($(field up "$after") - $(field up "$before")) / 1" | bc)
     ticks=$(echo "($(field tsc "$after") - $(field tsc "$before")) / $hz" | bc)
-    note "$policy: of $elapsed s, its wall clock lost $late, uptime went $up s on, its counter $ticks s"
+    local board=$(($(date +%s) - $(field rtc "$after")))
+    note "$policy: of $elapsed s, its wall clock lost $late, its board's $board, uptime went $up s on, its counter $ticks s"
+    elapsed=${elapsed%.*}
+    # The board's clock shows the host's time, or that of the pause.
     case $policy in
-      frozen) elapsed=${elapsed%.*}
+      frozen) [ "$board" -ge $((elapsed - slack)) ] && [ "$board" -le $((elapsed + slack)) ] || return;;
+      *) [ "${board#-}" -le $slack ] || return;;
+    esac
+    case $policy in
+      wall | frozen)
         [ "$late" -ge $((elapsed - slack)) ] && [ "$late" -le $((elapsed + slack)) ] &&
           [ "$up" -ge 0 ] && [ "$up" -le $slack ] && [ "$ticks" -ge 0 ] && [ "$ticks" -le $slack ] || return;;
       advance)

@@ -97,7 +97,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         state: MachineState::new(state),
         supported,
         commits: Commits::Once,
-        clock: ClockPolicy::Frozen,
+        clock: ClockPolicy::Wall,
         tsc: TscFrequency::Saved,
         vm: bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap(),
     };

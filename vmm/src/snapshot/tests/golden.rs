@@ -105,7 +105,7 @@ impl Golden {
             prefault: false,
             commits: Commits::Once,
             new_generation: true,
-            clock: ClockPolicy::Frozen,
+            clock: ClockPolicy::Wall,
             tsc: TscFrequency::Saved,
         }
     }
