@@ -9,6 +9,8 @@
 //! 4. the routing table, once, if it differs;
 //! 5. irqfds that come (their GSIs lead somewhere now), doorbells that come.
 //!
+//! The first step, or a part of it, may have been done ahead of the rest ([`SlotCalls`]).
+//!
 //! If a step fails, those before it are undone in reverse. Publication and listeners follow when
 //! all of this is done; they are [`commit`](crate::transaction)'s.
 
@@ -20,7 +22,8 @@ use thiserror::Error;
 use crate::{
     diff::Plan,
     listener::ListenerError,
-    report::{CommitReport, OperationCount, nanoseconds},
+    report::{CommitReport, OperationCount, Operations, nanoseconds},
+    slots::SlotChanges,
     wiring::{Doorbell, IrqEvent},
 };
 
@@ -214,9 +217,9 @@ impl<'w> Plan<'w> {
         ops: &'p dyn WiringOps,
         report: &mut CommitReport,
         after_slots: Option<impl FnOnce() -> Result<(), E>>,
-    ) -> Result<Applied<'p>, PlanError<E>> {
+    ) -> Result<Applied<'p, 'p>, PlanError<E>> {
         let mut applied = Applied { ops, done: Vec::with_capacity(self.calls()) };
-        if let Err(mut error) = self.apply_slots(&mut applied, report) {
+        if let Err(mut error) = applied.run_slots(&self.slots, &mut report.operations) {
             error.undo_failures = applied.undo();
             return Err(PlanError::Step(error));
         }
@@ -234,26 +237,9 @@ impl<'w> Plan<'w> {
         Ok(applied)
     }
 
-    fn apply_slots<'p>(
-        &'p self,
-        applied: &mut Applied<'p>,
-        report: &mut CommitReport,
-    ) -> Result<(), ApplyError> {
-        let counts = &mut report.operations;
-        let removed = self.slots.removed.iter().map(|slot| Action::RemoveSlot(slot.memory_slot()));
-        applied.run(&mut counts.slots_removed, removed)?;
-        let added = self.slots.added.iter().map(|slot| Action::AddSlot(slot.memory_slot()));
-        applied.run(&mut counts.slots_added, added)?;
-        let reflagged = self.slots.reflagged.iter().map(|(before, after)| Action::SetSlotFlags {
-            before: before.memory_slot(),
-            after: after.memory_slot(),
-        });
-        applied.run(&mut counts.slot_flags, reflagged)
-    }
-
     fn apply_signals<'p>(
         &'p self,
-        applied: &mut Applied<'p>,
+        applied: &mut Applied<'_, 'p>,
         report: &mut CommitReport,
     ) -> Result<(), ApplyError> {
         let counts = &mut report.operations;
@@ -276,12 +262,25 @@ impl<'w> Plan<'w> {
 
 /// The calls that were made, so that they can be undone.
 #[must_use = "a later step may fail, and then this has to be undone"]
-pub struct Applied<'p> {
-    ops: &'p dyn WiringOps,
+pub struct Applied<'o, 'p> {
+    ops: &'o dyn WiringOps,
     done: Vec<Action<'p>>,
 }
 
-impl<'p> Applied<'p> {
+impl<'p> Applied<'_, 'p> {
+    /// Makes the calls that change slots.
+    fn run_slots(&mut self, changes: &SlotChanges, counts: &mut Operations) -> Result<(), ApplyError> {
+        let removed = changes.removed.iter().map(|slot| Action::RemoveSlot(slot.memory_slot()));
+        self.run(&mut counts.slots_removed, removed)?;
+        let added = changes.added.iter().map(|slot| Action::AddSlot(slot.memory_slot()));
+        self.run(&mut counts.slots_added, added)?;
+        let reflagged = changes.reflagged.iter().map(|(before, after)| Action::SetSlotFlags {
+            before: before.memory_slot(),
+            after: after.memory_slot(),
+        });
+        self.run(&mut counts.slot_flags, reflagged)
+    }
+
     /// Makes calls of one kind.
     fn run(
         &mut self,
@@ -319,7 +318,45 @@ impl<'p> Applied<'p> {
     }
 }
 
-impl fmt::Debug for Applied<'_> {
+/// Calls that changed slots and can be undone, without what they were made on.
+#[derive(Debug, Default)]
+pub struct SlotCalls {
+    done: Vec<Action<'static>>,
+}
+
+impl SlotCalls {
+    /// Makes those that `changes` needs, after the ones that were made before, and counts them.
+    ///
+    /// # Errors
+    /// One failed. Those of `changes` are undone, and the others stay.
+    pub fn make(
+        &mut self,
+        changes: &SlotChanges,
+        ops: &dyn WiringOps,
+        counts: &mut Operations,
+    ) -> Result<(), ApplyError> {
+        let mut applied = Applied { ops, done: Vec::new() };
+        let before = *counts;
+        match applied.run_slots(changes, counts) {
+            Ok(()) => {
+                self.done.append(&mut applied.done);
+                Ok(())
+            }
+            Err(mut error) => {
+                *counts = before;
+                error.undo_failures = applied.undo();
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes all of them in reverse; hands out what could not be undone.
+    pub fn undo(self, ops: &dyn WiringOps) -> Vec<UndoFailure> {
+        Applied { ops, done: self.done }.undo()
+    }
+}
+
+impl fmt::Debug for Applied<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Applied").field("done", &self.done).finish_non_exhaustive()
     }

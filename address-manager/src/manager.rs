@@ -14,6 +14,7 @@ use hypervisor::{Vm, WiringOps};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
+    apply::UndoFailure,
     dispatch::{Dispatch, Dispatcher},
     listener::{ListenerError, ListenerId, WiringChange, WiringListener},
     memory::{GuestMemoryView, MemoryHandle},
@@ -163,6 +164,14 @@ impl AddressManager {
     /// What all commits did together.
     pub fn totals(&self) -> CommitTotals {
         self.state.lock().totals.clone()
+    }
+
+    /// Remembers that something could not be undone, if so.
+    pub(crate) fn note_damage(&self, failures: &[UndoFailure]) {
+        if let Some(first) = failures.first() {
+            let damage = format!("an earlier commit cannot {} while going back", first.step);
+            self.state.lock().damage = Some(damage);
+        }
     }
 
     pub(crate) fn ops(&self) -> &dyn WiringOps {

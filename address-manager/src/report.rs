@@ -92,7 +92,7 @@ impl Operations {
         self.kinds().iter().map(|(_, kind)| kind.count).sum::<u64>() - published.count - listeners.count
     }
 
-    fn absorb(&mut self, other: &Self) {
+    pub(crate) fn absorb(&mut self, other: &Self) {
         self.slots_removed.absorb(other.slots_removed);
         self.slots_added.absorb(other.slots_added);
         self.slot_flags.absorb(other.slot_flags);

@@ -185,6 +185,27 @@ impl KernelSlots {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// How these differ from what was there `before`, however that came about.
+    pub fn since(&self, before: &Self) -> SlotChanges {
+        let mut changes = SlotChanges::default();
+        let stays = |a: &KernelSlot, b: &KernelSlot| {
+            let untracked = |slot: &KernelSlot| slot.range.flags - SlotFlags::LOG_DIRTY;
+            a.range.same_backing(&b.range) && untracked(a) == untracked(b)
+        };
+        for slot in before.iter() {
+            match self.0.get(&slot.range.base).filter(|now| stays(slot, now)) {
+                Some(now) if now.range.flags != slot.range.flags => {
+                    changes.reflagged.push((slot.clone(), now.clone()));
+                }
+                Some(_) => {}
+                None => changes.removed.push(slot.clone()),
+            }
+        }
+        let new = |now: &&KernelSlot| !before.0.get(&now.range.base).is_some_and(|slot| stays(slot, now));
+        changes.added = self.iter().filter(new).cloned().collect();
+        changes
+    }
 }
 
 /// How the slots change: what goes, what comes, what only changes its flags.

@@ -3,8 +3,10 @@
 //! It is a copy of the live wiring and windows that changes are staged on, and the right to put
 //! that copy in the place of the live one. Staging is pure. Every method takes `&self`, so devices
 //! that are restored on several threads stage into one transaction. Dropped without
-//! [`commit`](Transaction::commit), it leaves nothing behind: nothing was applied.
+//! [`commit`](Transaction::commit), it leaves nothing behind: nothing was applied, but for slots that were asked for
+//! ahead ([`set_slots_ahead`](Transaction::set_slots_ahead)), and these go again.
 
+mod ahead;
 mod commit;
 
 use std::{fmt, sync::Arc, time::Instant};
@@ -12,19 +14,21 @@ use std::{fmt, sync::Arc, time::Instant};
 use hypervisor::IoSpace;
 use parking_lot::Mutex;
 
+use self::ahead::Held;
 pub use self::commit::CommitError;
 use crate::{
     listener::{ListenerId, WiringListener},
     manager::Turn,
     memory::{GuestMemoryView, view_of},
     report::CommitReport,
+    slots,
     window::{Window, WindowError, Windows},
     wiring::{Conflict, Doorbell, HandlerRange, IrqEvent, Owner, Route, Slot, Wired, Wiring},
 };
 
 /// An open transaction. See the module's text.
 pub struct Transaction<'m> {
-    turn: Turn<'m>,
+    held: Held<'m>,
     live: Arc<Wiring>,
     staged: Mutex<Staged>,
     label: String,
@@ -55,7 +59,8 @@ impl<'m> Transaction<'m> {
             listeners: Vec::new(),
             memory: None,
         };
-        Self { turn, live, staged: Mutex::new(staged), label: label.to_owned(), begun: Instant::now() }
+        let held = Held::new(turn);
+        Self { held, live, staged: Mutex::new(staged), label: label.to_owned(), begun: Instant::now() }
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut Wiring) -> R) -> R {
@@ -243,7 +248,7 @@ impl<'m> Transaction<'m> {
     /// Adds a listener, which is told all of memory at commit. If the transaction does not take
     /// effect, it was never added.
     pub fn add_listener(&self, listener: Arc<dyn WiringListener>) -> ListenerId {
-        let id = self.turn.manager().new_listener_id();
+        let id = self.held.manager().new_listener_id();
         self.staged.lock().listeners.push((id, listener));
         id
     }
@@ -254,7 +259,7 @@ impl<'m> Transaction<'m> {
         let Staged { wiring, memory, .. } = &mut *staged;
         let made = memory.get_or_insert_with(|| {
             if Arc::ptr_eq(&wiring.slots, &self.live.slots) {
-                self.turn.manager().memory.latest()
+                self.held.manager().memory.latest()
             } else {
                 Arc::new(view_of(wiring))
             }
@@ -276,6 +281,20 @@ impl<'m> Transaction<'m> {
     /// A copy of the staged wiring.
     pub fn wiring(&self) -> Wiring {
         self.staged.lock().wiring.clone()
+    }
+
+    /// Sets the slots that are staged so far, ahead of all else, so that whoever builds a machine can make its interrupt
+    /// controllers and vCPUs while devices are still being staged. Each slot is set once all the same: the commit makes
+    /// the calls that are left, and its report counts these as well. What is published stays as it is until then. If the
+    /// transaction does not take effect, the slots go again.
+    ///
+    /// It is for guests that do not run: one that did would see memory of which its devices do not know yet.
+    ///
+    /// # Errors
+    /// A call failed, or there are too many slots. The transaction is as before.
+    pub fn set_slots_ahead(&self) -> Result<(), CommitError> {
+        let wanted = slots::merge(self.staged.lock().wiring.slots());
+        self.held.set_slots(&wanted)
     }
 
     /// Puts the staged wiring in the place of the live one: makes the calls that the difference

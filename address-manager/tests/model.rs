@@ -18,7 +18,7 @@ proptest! {
 fn scripts_reach_every_kind_of_operation() {
     let mut all: Vec<Played> = Vec::new();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    for _ in 0..200 {
+    for _ in 0..400 {
         let mut script = Vec::new();
         for _ in 0..75 {
             // xorshift64: any string will do, as long as it is always the same.

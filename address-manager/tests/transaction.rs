@@ -271,3 +271,77 @@ fn routes_that_the_kernel_has_are_taken_over_all_or_none() {
     // Taken over once.
     assert!(manager.begin().adopt_routes(lines.to_vec()).is_err());
 }
+
+#[test]
+fn slots_can_be_set_ahead_of_the_commit_and_are_set_once() {
+    let (manager, vm) = manager();
+    let mut memory = manager.memory().reader();
+    let tx = manager.begin_labelled("restore");
+    let whole = device();
+    tx.add(&Wired { slots: whole.slots.clone(), ..Wired::default() }).unwrap();
+    tx.set_slots_ahead().unwrap();
+    let calls = vm.recorder().wiring_calls();
+    assert!(matches!(calls.as_slice(), [Call::SetSlot(slot)] if slot.size == 8 * PAGE), "{calls:?}");
+    // Nobody else knows of them yet, and asking once more is no call.
+    assert!(memory.get().write_slice(&[1], GuestAddress(0)).is_err());
+    tx.set_slots_ahead().unwrap();
+    tx.add(&Wired { slots: Vec::new(), ..whole }).unwrap();
+    let report = tx.commit().unwrap();
+    let calls = vm.recorder().wiring_calls();
+    assert!(
+        matches!(
+            calls.as_slice(),
+            [Call::SetSlot(_), Call::SetRoutes(_), Call::AddIrqfd { .. }, Call::AddDoorbell { .. }]
+        ),
+        "{calls:?}"
+    );
+    memory.get().write_slice(&[1], GuestAddress(0)).unwrap();
+    assert_eq!((report.operations.slots_added.count, report.operations.kernel_calls()), (1, 4));
+    assert_eq!(manager.totals().commits, 1);
+}
+
+#[test]
+fn slots_that_were_set_ahead_go_with_their_transaction() {
+    let (manager, vm) = manager();
+    let kernel = vm.wiring_state();
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    tx.set_slots_ahead().unwrap();
+    drop(tx);
+    assert_eq!(vm.wiring_state(), kernel);
+    // The next one is not kept waiting; it fails at its first doorbell, and takes its slots with it.
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    tx.set_slots_ahead().unwrap();
+    vm.inject(Fault::Wiring(2));
+    let error = tx.commit().unwrap_err();
+    assert_eq!(error.to_string(), "cannot add doorbell 0xc0000000 (Mmio, 2 bytes)");
+    assert_eq!(vm.wiring_state(), kernel);
+}
+
+#[test]
+fn a_slot_that_cannot_be_set_ahead_leaves_the_transaction_as_it_was() {
+    let (manager, vm) = manager();
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    vm.inject(Fault::Wiring(0));
+    let error = tx.set_slots_ahead().unwrap_err();
+    vm.recorder().clear_fault();
+    assert_eq!(error.to_string(), "cannot add slot 0 (0x0+0x8000)");
+    assert!(vm.wiring_state().slots.is_empty());
+    tx.commit().unwrap();
+    assert_eq!(vm.wiring_state().slots.len(), 1);
+}
+
+#[test]
+fn slots_that_cannot_be_taken_back_end_all_changes() {
+    let (manager, vm) = manager();
+    let tx = manager.begin();
+    tx.add(&device()).unwrap();
+    tx.set_slots_ahead().unwrap();
+    vm.inject(Fault::WiringFrom(0));
+    drop(tx);
+    vm.recorder().clear_fault();
+    let error = manager.begin().commit().unwrap_err();
+    assert!(matches!(&error, CommitError::Damaged { damage } if damage.contains("remove slot 0")), "{error}");
+}

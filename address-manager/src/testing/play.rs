@@ -235,9 +235,17 @@ impl<'b> Player<'b> {
         let manager = Arc::clone(&self.manager);
         let tx = manager.begin();
         let mut staged = self.live.clone();
+        let before = self.snapshot();
         while !self.script.is_empty() {
             match self.script.next(64) {
-                0 => return drop(tx),
+                0 => {
+                    drop(tx);
+                    return self.check_unchanged(&before);
+                }
+                58..=59 => match tx.set_slots_ahead() {
+                    Ok(()) => assert_eq!(slot_pages(&self.vm.wiring_state()), staged.wiring.pages()),
+                    Err(error) => assert!(matches!(error, CommitError::Slots(_)), "{error}"),
+                },
                 1..=4 => break,
                 5..=30 => self.add_device(&tx, &mut staged),
                 31..=34 => self.remove_device(&tx, &mut staged),
@@ -260,7 +268,7 @@ impl<'b> Player<'b> {
             check_wiring(&tx.wiring(), &staged.wiring);
             check_memory(&tx.memory(), &staged.wiring);
         }
-        self.commit(tx, staged);
+        self.commit(tx, staged, &before);
     }
 
     /// A device of several parts: all of them, or none.
@@ -355,18 +363,17 @@ impl<'b> Player<'b> {
     }
 
     /// Commits, having tried it with each step failing.
-    fn commit(&mut self, tx: Transaction<'_>, staged: Model) {
+    fn commit(&mut self, tx: Transaction<'_>, staged: Model, before: &Snapshot) {
         let wanted = tx.wiring();
-        let before = self.snapshot();
         match tx.commit_with(|| Err("no")) {
             Err(CommitError::AfterSlots { source: "no", undo_failures }) => assert!(undo_failures.is_empty()),
             Err(CommitError::Slots(error)) => {
                 assert!(error.needed > error.limit as usize);
-                return self.check_unchanged(&before);
+                return self.check_unchanged(before);
             }
             other => panic!("{other:?}"),
         }
-        self.check_unchanged(&before);
+        self.check_unchanged(before);
 
         let manager = Arc::clone(&self.manager);
         if wanted.slots().next().is_some() {
@@ -376,28 +383,48 @@ impl<'b> Player<'b> {
                 let Err(CommitError::Apply(error)) = tx.commit() else { panic!("a listener failed") };
                 assert!(matches!(error.step, Step::StartListener(_) | Step::FinishListener(_)));
                 assert!(error.undo_failures.is_empty());
-                self.check_unchanged(&before);
+                self.check_unchanged(before);
             }
         }
 
+        // Some slots ahead of the rest, all of them, or a part of what they will be.
+        let ahead = self.script.next(3);
         for k in 0.. {
             self.vm.inject(Fault::Wiring(k));
-            let result = self.stage_again(&manager, &wanted, &staged).commit();
+            let tx = self.stage_again(&manager, &wanted, &staged);
+            let result = self.ahead(&tx, ahead, &wanted).and_then(|()| tx.commit());
             self.vm.recorder().clear_fault();
             match result {
                 Ok(report) => {
                     assert_eq!(report.operations.kernel_calls(), k as u64, "every step was made to fail");
-                    self.check_report(&report, &staged);
+                    self.check_report(&report, &staged, ahead < 2);
                     break;
                 }
                 Err(error) => {
                     assert!(error.undo_failures().is_empty(), "{error}");
-                    self.check_unchanged(&before);
+                    self.check_unchanged(before);
                 }
             }
         }
         self.live = staged;
         self.check_live();
+    }
+
+    /// Sets slots ahead: none; all; or first those of another wiring, some of which are not wanted in the end.
+    fn ahead(&self, tx: &Transaction<'_>, which: u8, wanted: &Wiring) -> Result<(), CommitError> {
+        match which {
+            0 => Ok(()),
+            1 => tx.set_slots_ahead(),
+            _ => {
+                let every_other = wanted.slots().step_by(2).cloned().collect();
+                let part = Wired { slots: every_other, ..Wired::default() };
+                tx.remove(&part).unwrap();
+                let done = tx.set_slots_ahead();
+                tx.add(&part).unwrap();
+                // A part may need more slots than the whole, which joins them.
+                if matches!(done, Err(CommitError::Slots(_))) { Ok(()) } else { done }
+            }
+        }
     }
 
     /// A new transaction with the wiring of one that failed.
@@ -489,8 +516,9 @@ impl<'b> Player<'b> {
         self.world.handlers.iter().for_each(|handler| handler.seen.lock().clear());
     }
 
-    /// A commit must make the calls that the difference needs, and no more.
-    fn check_report(&self, report: &CommitReport, staged: &Model) {
+    /// A commit must make the calls that the difference needs, and no more; if it did not go `straight`, slots may have
+    /// come and gone.
+    fn check_report(&self, report: &CommitReport, staged: &Model, straight: bool) {
         let (before, after) = (kernel_of(&self.live.wiring), kernel_of(&staged.wiring));
         let only_in = |these: &[FakeDoorbell], others: &[FakeDoorbell]| {
             these.iter().filter(|doorbell| !others.contains(doorbell)).count() as u64
@@ -514,7 +542,7 @@ impl<'b> Player<'b> {
         };
         let (roles_before, roles_after): (BTreeMap<_, _>, BTreeMap<_, _>) =
             (roles(&self.live.wiring), roles(&staged.wiring));
-        if self.live.wiring.pages() == staged.wiring.pages() && roles_before == roles_after {
+        if straight && self.live.wiring.pages() == staged.wiring.pages() && roles_before == roles_after {
             assert_eq!(counts.slots_removed.count + counts.slots_added.count + counts.slot_flags.count, 0);
         }
     }
@@ -575,17 +603,18 @@ fn kernel_of(naive: &Naive) -> FakeWiring {
     FakeWiring { slots: BTreeMap::new(), doorbells, routes: routes.collect(), irqfds: irqfds.collect() }
 }
 
+/// Each page that the kernel shows the guest: where it is in this process, and how.
+fn slot_pages(kernel: &FakeWiring) -> BTreeMap<u64, (u64, SlotFlags)> {
+    let pages = kernel.slots.values().flat_map(|slot| {
+        (0..slot.size / PAGE)
+            .map(|page| page * PAGE)
+            .map(|at| (slot.guest_address + at, (slot.host_address + at, slot.flags)))
+    });
+    pages.collect()
+}
+
 fn check_kernel(kernel: &FakeWiring, naive: &Naive) {
-    let pages: BTreeMap<u64, (u64, SlotFlags)> = kernel
-        .slots
-        .values()
-        .flat_map(|slot| {
-            (0..slot.size / PAGE)
-                .map(|page| page * PAGE)
-                .map(|at| (slot.guest_address + at, (slot.host_address + at, slot.flags)))
-        })
-        .collect();
-    assert_eq!(pages, naive.pages());
+    assert_eq!(slot_pages(kernel), naive.pages());
     assert_eq!(FakeWiring { slots: BTreeMap::new(), ..kernel.clone() }, kernel_of(naive));
 }
 

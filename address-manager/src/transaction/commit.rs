@@ -4,16 +4,16 @@ use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use thiserror::Error;
 
-use super::{Staged, Transaction};
+use super::{Staged, Transaction, ahead::Ahead};
 use crate::{
     apply::{Applied, ApplyError, PlanError, Step, UndoFailure, remains},
-    diff::{Plan, diff},
+    diff::diff,
     dispatch::Dispatch,
     listener::{ListenerId, WiringChange, WiringListener},
     manager::AddressManager,
     memory::{GuestMemoryView, view_of},
     report::{CommitReport, nanoseconds},
-    slots::{KernelSlots, TooManySlots},
+    slots::{self, KernelSlots, SlotChanges, TooManySlots},
 };
 
 /// Why a commit did not take effect.
@@ -51,6 +51,15 @@ impl<E> CommitError<E> {
             Self::Slots(_) | Self::Damaged { .. } => &[],
         }
     }
+
+    /// Adds what could not be undone afterwards. Of an error that has no place for it, it is in the log.
+    fn also(&mut self, failures: Vec<UndoFailure>) {
+        match self {
+            Self::Apply(error) => error.undo_failures.extend(failures),
+            Self::AfterSlots { undo_failures, .. } => undo_failures.extend(failures),
+            Self::Slots(_) | Self::Damaged { .. } => {}
+        }
+    }
 }
 
 impl<E> From<PlanError<E>> for CommitError<E> {
@@ -66,15 +75,21 @@ pub(super) fn commit<E>(
     transaction: Transaction<'_>,
     after_slots: Option<impl FnOnce() -> Result<(), E>>,
 ) -> Result<CommitReport, CommitError<E>> {
-    let Transaction { turn, live: _, staged, label, begun } = transaction;
-    let commit = Commit { manager: turn.manager(), begun: Instant::now() };
+    let Transaction { held, live: _, staged, label, begun } = transaction;
+    let manager = held.manager();
+    let commit = Commit { manager, begun: Instant::now() };
     let staging_ns = nanoseconds(begun);
     let report = CommitReport { label, staging_ns, ..CommitReport::default() };
-    let result = commit.run(staged.into_inner(), report, after_slots);
-    if let Err(error) = &result {
-        commit.note_failure(error);
-    }
-    result
+    let ahead = held.take();
+    let result = commit.run(staged.into_inner(), report, ahead.as_ref(), after_slots);
+    result.map_err(|mut error| {
+        let failures = ahead.map_or_else(Vec::new, |ahead| ahead.undo(manager));
+        manager.note_damage(&failures);
+        error.also(failures);
+        manager.note_damage(error.undo_failures());
+        manager.state.lock().totals.failed += 1;
+        error
+    })
 }
 
 /// A commit under way. There is one at a time: its caller holds the turn.
@@ -100,6 +115,7 @@ impl Commit<'_> {
         &self,
         staged: Staged,
         mut report: CommitReport,
+        ahead: Option<&Ahead>,
         after_slots: Option<impl FnOnce() -> Result<(), E>>,
     ) -> Result<CommitReport, CommitError<E>> {
         let manager = self.manager;
@@ -113,8 +129,23 @@ impl Commit<'_> {
         let Staged { base, wiring, windows, listeners: fresh, memory } = staged;
 
         let since = Instant::now();
+        let told;
         let mut plan = diff(&base, &wiring, &kernel, manager.limits)?;
-        let kernel = plan.slots_after.take().map_or(kernel, Arc::new);
+        let kernel = match (ahead, plan.slots_after.take()) {
+            (Some(ahead), _) => {
+                // Listeners are told how it differs from what is live; the kernel has a part of that.
+                let (rest, after) =
+                    slots::changes(&ahead.kernel, &slots::merge(wiring.slots()), manager.limits)?;
+                told = after.since(&kernel);
+                plan.slots = rest;
+                report.operations.absorb(&ahead.operations);
+                Arc::new(after)
+            }
+            (None, after) => {
+                told = plan.slots.clone();
+                after.map_or(kernel, Arc::new)
+            }
+        };
         report.diff_ns = nanoseconds(since);
         report.doorbells_late = wiring.late_doorbells() as u64;
         report.dispatch_entries = wiring.handlers.len() as u64;
@@ -127,7 +158,7 @@ impl Commit<'_> {
         let before = self.publish(&after, &mut report);
 
         let mut listeners = manager.listeners.lock();
-        if let Err(mut error) = self.tell(&plan, &kernel, &listeners, &fresh, &before, &mut report) {
+        if let Err(mut error) = self.tell(&told, &kernel, &listeners, &fresh, &before, &mut report) {
             error.undo_failures = self.go_back(applied, &before);
             return Err(CommitError::Apply(error));
         }
@@ -136,7 +167,7 @@ impl Commit<'_> {
 
         let mut state = manager.state.lock();
         report.sequence = state.totals.commits + 1;
-        report.total_ns = nanoseconds(self.begun);
+        report.total_ns = nanoseconds(self.begun).saturating_add(ahead.map_or(0, |ahead| ahead.ns));
         let old = std::mem::replace(&mut state.wiring, Arc::new(wiring));
         state.windows = windows;
         state.kernel = kernel;
@@ -178,7 +209,7 @@ impl Commit<'_> {
     /// when one fails, has those that were started go back.
     fn tell(
         &self,
-        plan: &Plan<'_>,
+        changes: &SlotChanges,
         kernel: &KernelSlots,
         known: &[(ListenerId, Arc<dyn WiringListener>)],
         fresh: &[(ListenerId, Arc<dyn WiringListener>)],
@@ -190,7 +221,7 @@ impl Commit<'_> {
         let memory_before = before.memory.as_ref().unwrap_or(&memory);
         let change_of = |listener: &dyn WiringListener, is_known| {
             if is_known {
-                WiringChange::of(&plan.slots, &memory, memory_before, listener.interest())
+                WiringChange::of(changes, &memory, memory_before, listener.interest())
             } else {
                 WiringChange::whole(kernel, &memory, listener.interest())
             }
@@ -232,16 +263,8 @@ impl Commit<'_> {
         Ok(())
     }
 
-    fn go_back(&self, applied: Applied<'_>, before: &Tables) -> Vec<UndoFailure> {
+    fn go_back(&self, applied: Applied<'_, '_>, before: &Tables) -> Vec<UndoFailure> {
         self.put(before);
         applied.undo()
-    }
-
-    fn note_failure<E>(&self, error: &CommitError<E>) {
-        let mut state = self.manager.state.lock();
-        state.totals.failed += 1;
-        if let Some(first) = error.undo_failures().first() {
-            state.damage = Some(format!("an earlier commit cannot {} while going back", first.step));
-        }
     }
 }
