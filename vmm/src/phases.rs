@@ -13,7 +13,7 @@ pub struct Phase {
     pub ns: u64,
 }
 
-/// The steps so far, one after the other.
+/// The steps so far, in the order in which they began.
 #[derive(Debug)]
 pub struct Phases {
     begun: Instant,
@@ -33,6 +33,13 @@ impl Phases {
         let start_ns = nanoseconds(self.begun, started);
         self.done.push(Phase { name, start_ns, ns: nanoseconds(started, Instant::now()) });
         done
+    }
+
+    /// Notes what was done beside the steps that were timed. Steps are in the order in which they began.
+    pub fn add(&mut self, name: &'static str, began: Instant, ended: Instant) {
+        let phase = Phase { name, start_ns: nanoseconds(self.begun, began), ns: nanoseconds(began, ended) };
+        let at = self.done.partition_point(|other| other.start_ns <= phase.start_ns);
+        self.done.insert(at, phase);
     }
 
     /// Time since the beginning, in nanoseconds.

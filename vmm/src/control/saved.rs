@@ -138,7 +138,7 @@ impl Life {
             requests.request(GuestRequest::Failed);
         });
         let watch = Watch { on_failure, jobs: self.jobs.clone(), events: self.host.events.clone() };
-        Ok(checked.revive(&self.host, || blank.vm(), job.progress(), watch)?)
+        Ok(checked.revive(&self.host, blank, job.progress(), watch)?)
     }
 
     /// Tells everybody how it went.

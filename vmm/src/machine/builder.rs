@@ -1,8 +1,8 @@
 //! The one path of boot, restore and migration: prepare, load, commit.
 //!
-//! Everything a machine is wired with is staged in one transaction. The slots are set first; the
-//! interrupt controllers and the vCPUs are made in the transaction's own gap after them, because a
-//! slot call that follows such a registration waits for a grace period.
+//! Everything a machine is wired with is staged in one transaction. The slots are set first, ahead of the rest, and the
+//! interrupt controllers and the vCPUs made after them, because a slot call that follows such a registration waits for a
+//! grace period. A restore does that beside opening and loading the devices.
 
 use std::sync::Arc;
 
@@ -11,26 +11,26 @@ use address_manager::{
 };
 use arch::x86_64::boot::registers;
 use devices::{
-    SharedDevice,
+    RequestSink, SharedDevice,
     pci::{HostBridge, PciSegment},
 };
-use hypervisor::{IrqchipMode, Vm, VmOptions};
+use hypervisor::{IrqchipMode, Vm, VmOptions, x86_64::IrqchipState};
 use vm_migration::LoadError;
 
 use super::{
     BuildError, Commits, Host, Machine, MachineState, NamedDevice,
     attach::{self, Attached, ImageLocks, RateLimiters},
     consoles::Seat,
-    flash::{Flash, SavedFlash},
+    flash::Flash,
     generation,
     payload::{self, OpenPayload},
     platform::{Platform, PlatformParts},
     processors::{host_caps, irqchip_mode, signature, vcpu_plans},
-    sinks::Interrupts,
+    sinks::{Interrupts, RequestQueue},
 };
 use crate::{
     config::{ConfigError, VmConfig},
-    cpu::{VcpuStart, Vcpus},
+    cpu::{VcpuPlan, VcpuStart, Vcpus},
     layout::{Layout, LayoutError, SegmentLayout},
     memory::{GuestMemory, content::Tally},
     parallel,
@@ -72,53 +72,54 @@ impl Machine {
         tally.phase("machine", None);
         not_cancelled()?;
         let vm = host.hypervisor.create_vm(&VmOptions::default())?;
-        let prepared = Prepared::new(config, host, vm, layout, (memory, flash), "boot")?;
-        let indices = prepared.layout.present_vcpus();
-        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match index {
+        let ground = Arc::new(Ground::new(host, vm, layout, &memory, flash.as_ref(), "boot")?);
+        let peripherals = Peripherals::new(config, host, &ground)?;
+        let staged = ground.transaction.memory();
+        if let Some(payload) = &payload {
+            payload.load(&staged, tally)?;
+        }
+        for (at, bytes) in &acpi.pieces {
+            payload::write(bytes, *at, &staged)?;
+        }
+        payload::write(&smbios, smbios_at, &staged)?;
+        let (reset_at, reset) = super::tables::reset_vector();
+        payload::write(&reset, reset_at, &staged)?;
+        if let Some(at) = ground.layout.generation_id {
+            payload::write(&generation::fresh()?, at, &staged)?;
+        }
+        drop(staged);
+        not_cancelled()?;
+        let indices = ground.layout.present_vcpus();
+        let plans = vcpu_plans(&config.cpus, &ground.layout, &supported, |index| match index {
             0 => VcpuStart::Ready(Box::new(entry)),
             _ => VcpuStart::Waiting,
         })?;
-        let memory = prepared.transaction.memory();
-        if let Some(payload) = &payload {
-            payload.load(&memory, tally)?;
-        }
-        for (at, bytes) in &acpi.pieces {
-            payload::write(bytes, *at, &memory)?;
-        }
-        payload::write(&smbios, smbios_at, &memory)?;
-        let (reset_at, reset) = super::tables::reset_vector();
-        payload::write(&reset, reset_at, &memory)?;
-        if let Some(at) = prepared.layout.generation_id {
-            payload::write(&generation::fresh()?, at, &memory)?;
-        }
-        not_cancelled()?;
-        let machine = prepared.commit(host, Vcpus::start(&indices)?, plans, None, Commits::Once)?;
+        let vcpus = ground.make_processors(Vcpus::start(&indices)?, plans, &host.requests, None)?;
+        let flash = flash.as_ref().map(Flash::saved);
+        let machine = peripherals.commit(ground, vcpus, (memory, flash), None, Commits::Once)?;
         machine.set_taps_up()?;
         Ok(machine)
     }
 }
 
-/// A machine whose wiring is staged and whose devices are built; no vCPU exists yet.
-pub(super) struct Prepared {
+/// What a machine stands on: a VM, and a transaction in which memory is staged. Interrupt controllers and vCPUs are made on
+/// it on one side, devices on the other.
+pub(super) struct Ground {
     pub(super) layout: Layout,
-    pub(super) memory: GuestMemory,
-    pub(super) flash: Option<SavedFlash>,
     pub(super) vm: Arc<dyn Vm>,
     pub(super) manager: Arc<AddressManager>,
-    pub(super) segments: Vec<Arc<PciSegment>>,
-    pub(super) platform: Platform,
-    pub(super) devices: Vec<NamedDevice>,
     pub(super) transaction: Transaction<'static>,
+    irqchip: IrqchipMode,
 }
 
-impl Prepared {
-    /// Opens what the configuration names, builds the devices, and stages what is fixed.
+impl Ground {
+    /// Stages memory, and the lines that the interrupt controllers come with.
     pub(super) fn new(
-        config: &VmConfig,
         host: &Host,
         vm: Arc<dyn Vm>,
         layout: Layout,
-        (memory, flash): (GuestMemory, Option<Flash>),
+        memory: &GuestMemory,
+        flash: Option<&Flash>,
         label: &str,
     ) -> Result<Self, BuildError> {
         let capabilities = host.hypervisor.capabilities();
@@ -126,16 +127,50 @@ impl Prepared {
         let manager = AddressManager::new(Arc::clone(&vm), capabilities.max_slots, windows);
         let transaction = manager.begin_owned(label);
         transaction.add(&memory.wired(&layout.ram))?;
-        if let Some(flash) = &flash {
+        if let Some(flash) = flash {
             transaction.add_slot(flash.slot())?;
         }
         let irqchip = irqchip_mode(host, &layout);
         transaction.adopt_routes(lines(irqchip))?;
-        let interrupts = Interrupts::new(Arc::clone(&vm), irqchip);
+        Ok(Self { layout, vm, manager, transaction, irqchip })
+    }
 
+    /// Sets the memory slots, and makes what a slot call must not follow: the interrupt controllers, with their state if
+    /// there is one, and the vCPUs of `plans`, each by its thread.
+    pub(super) fn make_processors(
+        &self,
+        mut vcpus: Vcpus,
+        plans: Vec<VcpuPlan>,
+        requests: &Arc<RequestQueue>,
+        saved: Option<&IrqchipState>,
+    ) -> Result<Vcpus, BuildError> {
+        self.transaction.set_slots_ahead().map_err(|error| BuildError::Commit(Box::new(error)))?;
+        self.vm.create_irqchip(self.irqchip, false)?;
+        let requests = Arc::clone(requests) as Arc<dyn RequestSink>;
+        vcpus.set_up(&self.vm, &self.manager, &requests, plans)?;
+        // Pending interrupts go to local APICs, which are there only now.
+        if let Some(saved) = saved {
+            self.vm.load_irqchip(saved)?;
+        }
+        Ok(vcpus)
+    }
+}
+
+/// The devices of a machine: built, and their wiring staged.
+pub(super) struct Peripherals {
+    pub(super) segments: Vec<Arc<PciSegment>>,
+    pub(super) platform: Platform,
+    pub(super) devices: Vec<NamedDevice>,
+}
+
+impl Peripherals {
+    /// Opens what the configuration names, builds the devices, and stages what is fixed.
+    pub(super) fn new(config: &VmConfig, host: &Host, ground: &Ground) -> Result<Self, BuildError> {
+        let Ground { layout, vm, manager, transaction, irqchip } = ground;
+        let interrupts = Interrupts::new(Arc::clone(vm), *irqchip);
         let mut segments = Vec::with_capacity(layout.segments.len());
         for segment in &layout.segments {
-            segments.push(build_segment(segment, &manager, &transaction)?);
+            segments.push(build_segment(segment, manager, transaction)?);
         }
         let serial = host
             .consoles
@@ -143,21 +178,21 @@ impl Prepared {
             .map_err(|source| BuildError::Attach { id: super::platform::SERIAL_ID.into(), source })?;
         let first = segments.first().ok_or(LayoutError::Windows { segment: 0, segments: 0 })?;
         let parts = PlatformParts {
-            layout: &layout,
+            layout,
             interrupts: &interrupts,
             requests: &host.requests,
             segment: first,
             serial,
         };
-        let platform = Platform::build(parts, &transaction)?;
+        let platform = Platform::build(parts, transaction)?;
 
         let limiters = RateLimiters::new(&config.rate_limit_groups);
         let context = attach::Context {
-            manager: &manager,
+            manager,
             interrupts: &interrupts,
             consoles: &host.consoles,
             events: &host.events,
-            doorbell_any_width: capabilities.doorbell_any_width,
+            doorbell_any_width: host.hypervisor.capabilities().doorbell_any_width,
             limiters: &limiters,
             image_locks: ImageLocks::Now,
         };
@@ -175,15 +210,14 @@ impl Prepared {
             segment.plug(device.bdf.device(), attached.clone())?;
             devices.push(NamedDevice { id: device.id.clone(), device: attached, control });
         }
-        let flash = flash.as_ref().map(Flash::saved);
-        Ok(Self { layout, memory, flash, vm, manager, segments, platform, devices, transaction })
+        Ok(Self { segments, platform, devices })
     }
 
     /// Gives every device its saved state, several at a time. What that changes in the wiring is staged.
-    pub(super) fn load(&self, state: &MachineState) -> Result<(), LoadError> {
+    pub(super) fn load(&self, state: &MachineState, transaction: &Transaction<'_>) -> Result<(), LoadError> {
         let all: Vec<&NamedDevice> = self.platform.devices.iter().chain(&self.devices).collect();
         parallel::map(&all, LOADS_PER_THREAD, |NamedDevice { id, device, .. }| {
-            device.lock().load_section(state.section(id)?, &self.transaction)
+            device.lock().load_section(state.section(id)?, transaction)
         })?;
         Ok(())
     }

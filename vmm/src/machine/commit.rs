@@ -1,15 +1,18 @@
 //! Putting the wiring of a prepared machine in place: in one commit, or, to see what that is worth, in
 //! as many as there are changes.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
-use address_manager::{AddressManager, Arm, CommitError};
+use address_manager::{AddressManager, Arm, Transaction};
 use devices::{SharedDevice, pci::StagedBars};
+use hypervisor::x86_64::VmClock;
 
 use super::{
-    BuildError, Host, Machine, NamedDevice, builder::Prepared, processors::irqchip_mode, restore::SavedChips,
+    BuildError, Machine, NamedDevice,
+    builder::{Ground, Peripherals},
+    flash::SavedFlash,
 };
-use crate::cpu::{VcpuPlan, Vcpus};
+use crate::{cpu::Vcpus, memory::GuestMemory};
 
 /// How often the wiring is reconfigured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,45 +24,34 @@ pub enum Commits {
     Each,
 }
 
-impl Prepared {
+impl Peripherals {
     /// Stages the BARs of every device where its registers, which may have been loaded, say.
-    fn stage(&self) -> Vec<(SharedDevice, StagedBars)> {
+    fn stage(&self, transaction: &Transaction<'_>) -> Vec<(SharedDevice, StagedBars)> {
         let staged = self.devices.iter().filter_map(|NamedDevice { device, .. }| {
-            let staged = device.lock().pci().map(|function| function.endpoint().stage(&self.transaction))?;
+            let staged = device.lock().pci().map(|function| function.endpoint().stage(transaction))?;
             Some((device.clone(), staged))
         });
         staged.collect()
     }
 
-    /// Puts the wiring in place, with one commit, and makes the vCPUs of `plans`, each by its thread.
+    /// Puts the wiring in place, with one commit. The processors are there.
     pub(super) fn commit(
         self,
-        host: &Host,
-        mut vcpus: Vcpus,
-        plans: Vec<VcpuPlan>,
-        saved: Option<SavedChips>,
+        ground: Arc<Ground>,
+        vcpus: Vcpus,
+        (memory, flash): (GuestMemory, Option<SavedFlash>),
+        stopped_clock: Option<VmClock>,
         commits: Commits,
     ) -> Result<Machine, BuildError> {
+        let ground = Arc::into_inner(ground);
+        let shared = || BuildError::Host(io::Error::other("somebody still makes a part of the machine"));
+        let Ground { layout, vm, manager, transaction, .. } = ground.ok_or_else(shared)?;
         let staged = match commits {
-            Commits::Once => self.stage(),
+            Commits::Once => self.stage(&transaction),
             Commits::Each => Vec::new(),
         };
-        let Self { layout, memory, flash, vm, manager, segments, platform, devices, transaction } = self;
-        let requests = Arc::clone(&host.requests) as Arc<dyn devices::RequestSink>;
-        let committed = transaction.commit_with(|| {
-            vm.create_irqchip(irqchip_mode(host, &layout), false)?;
-            vcpus.set_up(&vm, &manager, &requests, plans)?;
-            // The controllers' pending interrupts go to local APICs, which are there only now.
-            if let Some(SavedChips { irqchip, .. }) = &saved {
-                vm.load_irqchip(irqchip)?;
-            }
-            Ok::<(), BuildError>(())
-        });
-        let report = match committed {
-            Ok(report) => report,
-            Err(CommitError::AfterSlots { source, .. }) => return Err(source),
-            Err(other) => return Err(BuildError::Commit(Box::new(other))),
-        };
+        let Self { segments, platform, devices } = self;
+        let report = transaction.commit().map_err(|error| BuildError::Commit(Box::new(error)))?;
         for (device, staged) in staged {
             if let Some(function) = device.lock().pci() {
                 function.endpoint().committed(staged);
@@ -70,7 +62,6 @@ impl Prepared {
                 wire_piece_by_piece(device, &manager)?;
             }
         }
-        let stopped_clock = saved.and_then(|saved| saved.clock);
         let arming = None;
         Ok(Machine {
             layout,

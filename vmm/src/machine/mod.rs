@@ -37,7 +37,7 @@ use hypervisor::{Hypervisor, Vm, x86_64::VmClock};
 
 use self::{arming::Arming, consoles::Consoles, flash::SavedFlash, platform::Platform, sinks::RequestQueue};
 pub use self::{
-    blank::Blank,
+    blank::{Beside, Blank},
     clock::{ClockPolicy, TscFrequency, check as check_clocks},
     commit::Commits,
     error::BuildError,

@@ -7,7 +7,7 @@ use hypervisor::{HypervisorKind, IrqchipMode, x86_64::CpuidEntry};
 
 use super::Host;
 use crate::{
-    config::VmConfig,
+    config::CpusConfig,
     cpu::{Cookie, VcpuPlan, VcpuStart},
     layout::{HostCaps, Layout},
 };
@@ -46,12 +46,11 @@ pub(super) fn irqchip_mode(host: &Host, layout: &Layout) -> IrqchipMode {
 
 /// The processors that are present, each with what it starts from.
 pub(super) fn vcpu_plans(
-    config: &VmConfig,
+    cpus: &CpusConfig,
     layout: &Layout,
     supported: &[CpuidEntry],
     mut start: impl FnMut(u32) -> VcpuStart,
 ) -> Result<Vec<VcpuPlan>, CpuidError> {
-    let cpus = &config.cpus;
     let present = layout.vcpus.iter().filter(|vcpu| vcpu.present);
     let started: Vec<_> = present.map(|vcpu| (vcpu, start(vcpu.index))).collect();
     // A saved one has its own, and a restore does not wait for what it does not need.

@@ -1,23 +1,19 @@
 //! A machine out of a saved state: the same preparation as for a boot, with a layout that is given and a
 //! state that is loaded before the one commit.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::Arc,
-    thread::{Builder, ScopedJoinHandle},
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use arch::x86_64::compat;
 use hypervisor::{
     Vm,
-    x86_64::{CpuidEntry, IrqchipState, VcpuState, VmClock},
+    x86_64::{CpuidEntry, VcpuState},
 };
 use vm_migration::Section;
 
 use super::{
     BuildError, Commits, Host, Machine, MachineState,
-    builder::Prepared,
+    blank::{Beside, Made},
+    builder::{Ground, Peripherals},
     clock::{ClockPolicy, Shift, TscFrequency},
     descriptors,
     flash::Flash,
@@ -35,13 +31,13 @@ use crate::{
 
 /// vCPU states for which a thread of its own is worth it when they are read.
 const VCPUS_PER_THREAD: usize = 8;
-/// vCPUs whose threads are not worth another thread to start them.
-const VCPUS_STARTED_ALONE: usize = 4;
 
 /// What a machine is restored from.
-pub struct Restored {
+pub struct Restored<'scope> {
     /// The VM, with nothing in it.
     pub vm: Arc<dyn Vm>,
+    /// Who makes its processors beside the devices.
+    pub beside: Beside<'scope>,
     /// The map that the guest knows.
     pub layout: Layout,
     /// Its memory, with its content.
@@ -60,19 +56,13 @@ pub struct Restored {
     pub tsc: TscFrequency,
 }
 
-impl fmt::Debug for Restored {
+impl fmt::Debug for Restored<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Restored")
             .field("layout", &self.layout)
             .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
-}
-
-/// Saved state of what the hypervisor has but for the vCPUs.
-pub(super) struct SavedChips {
-    pub(super) irqchip: IrqchipState,
-    pub(super) clock: Option<VmClock>,
 }
 
 impl Machine {
@@ -107,46 +97,45 @@ impl Machine {
     pub fn restore(
         config: &VmConfig,
         host: &Host,
-        restored: Restored,
+        restored: Restored<'_>,
         phases: &mut Phases,
     ) -> Result<Self, BuildError> {
-        let Restored { vm, layout, memory, flash, state, supported, commits, clock, tsc } = restored;
-        let indices = layout.present_vcpus();
-        let (prepared, saved, threads) = std::thread::scope(|scope| {
-            // With many of them it takes as long as all the devices.
-            let threads = Builder::new().name("start-vcpus".into());
-            let threads = (indices.len() > VCPUS_STARTED_ALONE)
-                .then(|| threads.spawn_scoped(scope, || Vcpus::start(&indices)).ok())
-                .flatten();
-            let prepared = phases
-                .time("prepare", || Prepared::new(config, host, vm, layout, (memory, flash), "restore"))?;
-            let saved = phases.time("load", || {
-                prepared.load(&state)?;
-                parallel::map(&indices, VCPUS_PER_THREAD, |index| state.vcpu(*index))
-            })?;
-            let threads = match threads.map(ScopedJoinHandle::join) {
-                Some(Ok(started)) => started?,
-                // There was no thread for it. (A panic aborts the process.)
-                Some(Err(_)) | None => Vcpus::start(&indices)?,
-            };
-            Ok::<_, BuildError>((prepared, saved, threads))
-        })?;
-        let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(saved).collect();
+        let Restored { vm, beside, layout, memory, flash, state, supported, commits, clock, tsc } = restored;
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
-        prepared.platform.rtc.lock().shift(shift.real_time_ns());
-        for vcpu in saved.values_mut() {
-            shift.counter(vcpu)?;
-            tsc.choose(vcpu);
-        }
-        let plans = vcpu_plans(config, &prepared.layout, &supported, |index| match saved.remove(&index) {
-            Some(state) => VcpuStart::Saved(Box::new(state)),
-            None => VcpuStart::Waiting,
-        })?;
-        let chips =
-            SavedChips { irqchip: state.irqchip()?, clock: stopped.map(|stopped| shift.clock(stopped)) };
+        let stopped = stopped.map(|stopped| shift.clock(stopped));
+        let ground = Arc::new(Ground::new(host, vm, layout, &memory, flash.as_ref(), "restore")?);
+        let state = Arc::new(state);
+        let processors = {
+            let (ground, state, cpus) = (Arc::clone(&ground), Arc::clone(&state), config.cpus.clone());
+            let requests = Arc::clone(&host.requests);
+            beside.begin(Box::new(move || {
+                let indices = ground.layout.present_vcpus();
+                let threads = Vcpus::start(&indices)?;
+                let states = parallel::map(&indices, VCPUS_PER_THREAD, |index| {
+                    let mut vcpu = state.vcpu(*index)?;
+                    shift.counter(&mut vcpu)?;
+                    tsc.choose(&mut vcpu);
+                    Ok::<_, BuildError>(vcpu)
+                })?;
+                let mut saved: BTreeMap<u32, VcpuState> = indices.into_iter().zip(states).collect();
+                let plans =
+                    vcpu_plans(&cpus, &ground.layout, &supported, |index| match saved.remove(&index) {
+                        Some(state) => VcpuStart::Saved(Box::new(state)),
+                        None => VcpuStart::Waiting,
+                    })?;
+                ground.make_processors(threads, plans, &requests, Some(&state.irqchip()?))
+            }))
+        };
+        let peripherals = phases.time("prepare", || Peripherals::new(config, host, &ground))?;
+        phases.time("load", || peripherals.load(&state, &ground.transaction))?;
+        peripherals.platform.rtc.lock().shift(shift.real_time_ns());
+        let Made { vcpus, began, ended } = processors.made()?;
+        phases.add("processors", began, ended);
+        let vcpus = vcpus?;
+        let flash = flash.as_ref().map(Flash::saved);
         let machine =
-            phases.time("commit", || prepared.commit(host, threads, plans, Some(chips), commits))?;
+            phases.time("commit", || peripherals.commit(ground, vcpus, (memory, flash), stopped, commits))?;
         let needed = descriptors::taken_at_work(machine.layout());
         descriptors::check_room(needed).map_err(|source| BuildError::Descriptors { needed, source })?;
         machine.set_taps_up()?;

@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
-use hypervisor::{HypervisorError, Vm, x86_64::CpuidEntry};
+use hypervisor::{HypervisorError, x86_64::CpuidEntry};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -16,8 +16,8 @@ use crate::{
     jobs::Progress,
     layout::Layout,
     machine::{
-        BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, TscFrequency, flash::Flash,
-        generation,
+        Blank, BuildError, ClockPolicy, Commits, Host, Machine, MachineState, Restored, TscFrequency,
+        flash::Flash, generation,
     },
     memory::{
         BackingError, GuestMemory, OwnFiles,
@@ -274,14 +274,14 @@ impl Opened {
 }
 
 impl Checked {
-    /// Builds the machine, on a VM that `vm` gives.
+    /// Builds the machine.
     ///
     /// # Errors
     /// See [`RestoreError`]; nothing is left of what was opened and made.
     pub fn revive(
         self,
         host: &Host,
-        vm: impl FnOnce() -> Result<Arc<dyn Vm>, HypervisorError>,
+        blank: Blank<'_>,
         progress: &Progress,
         watch: Watch,
     ) -> Result<Revived, RestoreError> {
@@ -310,9 +310,9 @@ impl Checked {
         }
         progress.phase("machine", None);
         let state = MachineState::new(snapshot.into_sections());
-        let vm = vm().map_err(BuildError::from)?;
+        let (vm, beside) = blank.vm().map_err(BuildError::from)?;
         let (commits, clock, tsc) = (request.commits, request.clock, request.tsc);
-        let restored = Restored { vm, layout, memory, flash, state, supported, commits, clock, tsc };
+        let restored = Restored { vm, beside, layout, memory, flash, state, supported, commits, clock, tsc };
         let machine = Machine::restore(&config, host, restored, &mut phases)?;
         if new_generation {
             machine.tell_new_generation();

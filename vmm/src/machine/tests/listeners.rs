@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{Bench, image, text};
-use crate::{cpu::Vcpus, machine::Commits};
+use crate::machine::Commits;
 
 /// Ends tests that hang only.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,21 +64,19 @@ fn restored(disks: usize, commits: Commits) -> usize {
     let cpus = json!({ "boot_vcpus": 4, "max_vcpus": 4 });
     let disks: Vec<Value> = images.iter().map(disk).collect();
     let bench = Bench::new();
-    let (prepared, state) =
-        bench.saved(json!({ "cpus": cpus, "memory": { "size": 5_u64 << 30 }, "disks": disks }));
+    let saved = bench.saved(json!({ "cpus": cpus, "memory": { "size": 5_u64 << 30 }, "disks": disks }));
     let back_ends: Vec<Arc<BackEnd>> = disks.iter().map(|_| Arc::default()).collect();
     for back_end in &back_ends {
         let listener = MemoryTableListener::new(Arc::clone(back_end) as _, PATIENCE);
-        prepared.transaction.add_listener(listener);
+        saved.ground.transaction.add_listener(listener);
     }
     let recorder = bench.hypervisor.recorder();
     recorder.take();
-    prepared.load(&state).unwrap();
+    saved.load();
     for back_end in &back_ends {
         assert!(back_end.0.lock().is_empty(), "nothing is sent before the commit");
     }
-    let machine =
-        prepared.commit(&bench.host, Vcpus::start(&[]).unwrap(), Vec::new(), None, commits).unwrap();
+    let machine = saved.commit(&bench.host, Vec::new(), commits);
     let expected = pieces(&machine.manager().memory().view());
     for back_end in back_ends {
         let tables = back_end.0.lock();

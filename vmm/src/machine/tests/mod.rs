@@ -18,9 +18,13 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BuildError, Host, Machine, MachineState, builder::Prepared};
+use super::{
+    BuildError, Commits, Host, Machine, MachineState,
+    builder::{Ground, Peripherals},
+};
 use crate::{
     config::{VmConfig, wire::IdCounter},
+    cpu::{VcpuPlan, Vcpus},
     memory::GuestMemory,
 };
 
@@ -67,8 +71,8 @@ impl Bench {
         Machine::boot(&self.config(said), &self.host, &())
     }
 
-    /// A machine that was booted and saved, prepared to live again; and its state, to be loaded. The memory is new.
-    pub(super) fn saved(&self, said: Value) -> (Prepared, MachineState) {
+    /// A machine that was booted and saved, prepared to live again. The memory is new.
+    pub(super) fn saved(&self, said: Value) -> Saved {
         let config = self.config(said);
         let machine = Machine::boot(&config, &self.host, &()).unwrap();
         let (sections, _) = machine.save().unwrap();
@@ -78,13 +82,37 @@ impl Bench {
             MachineState::new(sections.into_iter().map(|section| (section.id.clone(), section)).collect());
         let memory = GuestMemory::map(&config.memory, &()).unwrap();
         let vm = self.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
-        let prepared = Prepared::new(&config, &self.host, vm, layout, (memory, None), "restore").unwrap();
-        (prepared, state)
+        let ground = Arc::new(Ground::new(&self.host, vm, layout, &memory, None, "restore").unwrap());
+        let peripherals = Peripherals::new(&config, &self.host, &ground).unwrap();
+        Saved { ground, peripherals, memory, state }
     }
 
     /// Why a machine cannot be built.
     pub(super) fn refusal(&self, said: Value) -> String {
         crate::error::chain(&self.boot(said).unwrap_err())
+    }
+}
+
+/// A machine on its way back, whose devices have not taken their state yet.
+pub(super) struct Saved {
+    pub(super) ground: Arc<Ground>,
+    peripherals: Peripherals,
+    memory: GuestMemory,
+    state: MachineState,
+}
+
+impl Saved {
+    pub(super) fn load(&self) {
+        self.peripherals.load(&self.state, &self.ground.transaction).unwrap();
+    }
+
+    /// The machine, with the processors of `plans`.
+    pub(super) fn commit(self, host: &Host, plans: Vec<VcpuPlan>, commits: Commits) -> Machine {
+        let Self { ground, peripherals, memory, .. } = self;
+        let indices: Vec<u32> = plans.iter().map(|plan| plan.index).collect();
+        let threads = Vcpus::start(&indices).unwrap();
+        let vcpus = ground.make_processors(threads, plans, &host.requests, None).unwrap();
+        peripherals.commit(ground, vcpus, (memory, None), None, commits).unwrap()
     }
 }
 

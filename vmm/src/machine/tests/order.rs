@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use address_manager::{
-    Arm, Doorbell, DoorbellSpec, IoSpace, IrqEvent, MsiMessage, Owner, Route, RouteTarget,
+    Arm, Doorbell, DoorbellSpec, IoSpace, IrqEvent, MsiMessage, Owner, Route, RouteTarget, Transaction,
 };
 use hypervisor::{IrqchipMode, fake::Call};
 use serde_json::{Value, json};
@@ -12,17 +12,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Bench;
 use crate::{
-    cpu::{VcpuStart, Vcpus},
-    machine::{Commits, builder::Prepared, processors::vcpu_plans},
+    cpu::VcpuStart,
+    machine::{Commits, processors::vcpu_plans},
 };
 
 /// More memory than there is room for below 4 GiB.
 const BOTH_SIDES_OF_THE_HOLE: u64 = 5 << 30;
 
 /// Stages what a device of the kernel or of another process has: a doorbell, a route and an irqfd.
-fn wire_a_vhost_device(prepared: &Prepared) {
+fn wire_a_vhost_device(transaction: &Transaction<'_>) {
     let event = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let (transaction, owner) = (&prepared.transaction, Owner::new("vhost"));
+    let owner = Owner::new("vhost");
     let target = RouteTarget::Msi(MsiMessage { address: 0xfee0_0000, data: 0x41, device_id: 0 });
     transaction.add_route(Route { gsi: 60, target, owner: owner.clone() }).unwrap();
     let irq = IrqEvent { gsi: 60, event: event(), resample: None, owner: owner.clone() };
@@ -66,19 +66,18 @@ fn slots_are_set_before_all_that_they_would_wait_for_and_not_again() {
         for commits in [Commits::Once, Commits::Each] {
             let bench = Bench::new();
             let said: Value = json!({ "cpus": cpus, "memory": { "size": BOTH_SIDES_OF_THE_HOLE } });
-            let (prepared, state) = bench.saved(said.clone());
+            let saved = bench.saved(said.clone());
             let (config, supported) = (bench.config(said), bench.host.hypervisor.supported_cpuid().unwrap());
             bench.hypervisor.recorder().take();
-            wire_a_vhost_device(&prepared);
-            prepared.load(&state).unwrap();
+            wire_a_vhost_device(&saved.ground.transaction);
+            saved.load();
             assert!(
                 bench.hypervisor.recorder().wiring_calls().is_empty(),
                 "nothing is set before the commit"
             );
-            let present = prepared.layout.present_vcpus();
-            let plans = vcpu_plans(&config, &prepared.layout, &supported, |_| VcpuStart::Waiting).unwrap();
-            let threads = Vcpus::start(&present).unwrap();
-            let machine = prepared.commit(&bench.host, threads, plans, None, commits).unwrap();
+            let layout = &saved.ground.layout;
+            let plans = vcpu_plans(&config.cpus, layout, &supported, |_| VcpuStart::Waiting).unwrap();
+            let machine = saved.commit(&bench.host, plans, commits);
             let calls = bench.hypervisor.recorder().calls();
             check(&calls, controllers, &format!("{controllers}, {commits:?}"));
             drop(machine);

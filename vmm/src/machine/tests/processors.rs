@@ -14,7 +14,9 @@ use super::{
     image,
 };
 use crate::{
-    machine::{ClockPolicy, Commits, Machine, MachineState, Restored, TscFrequency, platform::EVENTS_GSI},
+    machine::{
+        Beside, ClockPolicy, Commits, Machine, MachineState, Restored, TscFrequency, platform::EVENTS_GSI,
+    },
     memory::GuestMemory,
     phases::Phases,
 };
@@ -100,6 +102,7 @@ fn the_kernels_interrupt_controllers_are_used_where_they_reach_every_processor()
         clock: ClockPolicy::Wall,
         tsc: TscFrequency::Saved,
         vm: bench.host.hypervisor.create_vm(&VmOptions::default()).unwrap(),
+        beside: Beside::nobody(),
     };
     let machine = Machine::restore(&config, &bench.host, restored, &mut Phases::begin()).unwrap();
     assert_eq!(irqchips(&bench), [IrqchipMode::Split; 2]);
