@@ -81,12 +81,6 @@ pub enum VcpuError {
         #[source]
         source: HypervisorError,
     },
-    /// There is a thread, and nothing is known of its vCPU.
-    #[error("vCPU {index}: nothing says what it shall be")]
-    NoPlan {
-        /// Which vCPU.
-        index: u32,
-    },
     /// The thread did not answer in time.
     #[error("vCPU {index} did not {what} within {seconds} s", seconds = ANSWER_TIMEOUT.as_secs())]
     NoAnswer {
@@ -136,76 +130,50 @@ struct VcpuThread {
     index: u32,
     mailbox: Arc<Mailbox>,
     counters: Arc<ExitCounters>,
-    /// Where the thread learns what its vCPU shall be; gone once it knows.
-    begin: Option<mpsc::Sender<thread::Begin>>,
     // Taken when joined.
     join: Option<JoinHandle<()>>,
 }
 
 impl Vcpus {
-    /// Starts a thread for each of the vCPUs of these indices. There is no vCPU yet: the threads can be made before there
-    /// is a machine, beside whatever else has to be done for one.
+    /// Starts a thread for each of the vCPUs of `plans`, and has it create and set up its vCPU while the next ones are
+    /// started. Returns when all are ready.
     ///
     /// # Errors
-    /// The host has no thread left; those that were started are stopped again.
-    pub fn start(indices: &[u32]) -> Result<Self, VcpuError> {
-        let mut vcpus = Self { threads: Vec::with_capacity(indices.len()) };
-        for &index in indices {
-            let mailbox = Arc::new(Mailbox::new(index));
-            let (begin, told) = mpsc::channel();
-            let end = EndGuard(Arc::clone(&mailbox));
-            let join = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || thread::main(&told, end))
-                .map_err(|source| VcpuError::Spawn { index, source })?;
-            let counters = Arc::new(ExitCounters::default());
-            vcpus.threads.push(VcpuThread { index, mailbox, counters, begin: Some(begin), join: Some(join) });
-        }
-        Ok(vcpus)
-    }
-
-    /// Has each thread create and set up the vCPU of its index, all at the same time. Returns when all are ready.
-    ///
-    /// # Errors
-    /// One of them fails, or has no plan.
-    pub fn set_up(
-        &mut self,
+    /// The host has no thread left, or one of them fails; those that were started are stopped again.
+    pub fn make(
+        plans: Vec<VcpuPlan>,
         vm: &Arc<dyn Vm>,
         manager: &Arc<AddressManager>,
         requests: &Arc<dyn RequestSink>,
-        plans: Vec<VcpuPlan>,
-    ) -> Result<(), VcpuError> {
+    ) -> Result<Self, VcpuError> {
+        let mut vcpus = Self { threads: Vec::with_capacity(plans.len()) };
         let (ready, answers) = mpsc::channel();
-        let mut told = 0usize;
         for plan in plans {
             let index = plan.index;
-            let thread = self.threads.iter_mut().find(|thread| thread.index == index);
-            let Some((thread, begin)) =
-                thread.and_then(|thread| thread.begin.take().map(|begin| (thread, begin)))
-            else {
-                continue;
-            };
+            let mailbox = Arc::new(Mailbox::new(index));
+            let counters = Arc::new(ExitCounters::default());
             let shared = thread::Shared {
                 vm: Arc::clone(vm),
                 dispatcher: manager.dispatcher(),
                 requests: Arc::clone(requests),
-                mailbox: Arc::clone(&thread.mailbox),
-                counters: Arc::clone(&thread.counters),
+                mailbox: Arc::clone(&mailbox),
+                counters: Arc::clone(&counters),
             };
-            // The thread waits for nothing else.
-            told += usize::from(begin.send((plan, shared, ready.clone())).is_ok());
+            let (ready, end) = (ready.clone(), EndGuard(Arc::clone(&mailbox)));
+            let join = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || thread::main(plan, shared, &ready, end))
+                .map_err(|source| VcpuError::Spawn { index, source })?;
+            vcpus.threads.push(VcpuThread { index, mailbox, counters, join: Some(join) });
         }
         drop(ready);
-        for _ in 0..told {
+        for _ in &vcpus.threads {
             // A thread that ends without an answer has panicked, and a panic aborts the process.
             if let Ok(Err(error)) = answers.recv() {
                 return Err(error);
             }
         }
-        match self.threads.iter().find(|thread| thread.begin.is_some()) {
-            Some(VcpuThread { index, .. }) => Err(VcpuError::NoPlan { index: *index }),
-            None => Ok(()),
-        }
+        Ok(vcpus)
     }
 
     /// Number of vCPUs.
@@ -296,8 +264,7 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        for thread in &mut self.threads {
-            thread.begin = None;
+        for thread in &self.threads {
             thread.mailbox.stop();
         }
         for VcpuThread { index, join, .. } in &mut self.threads {

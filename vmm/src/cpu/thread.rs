@@ -22,13 +22,14 @@ pub(super) struct Shared {
     pub(super) counters: Arc<ExitCounters>,
 }
 
-/// What the thread waits for: what its vCPU shall be, what it needs for that, and where it says that it is ready.
-pub(super) type Begin = (VcpuPlan, Shared, mpsc::Sender<Result<(), VcpuError>>);
-
-pub(super) fn main(told: &mpsc::Receiver<Begin>, end: EndGuard) {
+/// `ready` is where the thread says that its vCPU is made.
+pub(super) fn main(
+    plan: VcpuPlan,
+    shared: Shared,
+    ready: &mpsc::Sender<Result<(), VcpuError>>,
+    end: EndGuard,
+) {
     let _end = end;
-    // Without a plan there was no machine in the end.
-    let Ok((plan, shared, ready)) = told.recv() else { return };
     let Shared { vm, dispatcher, requests, mailbox, counters } = shared;
     let index = plan.index;
     let made =

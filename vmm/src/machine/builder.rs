@@ -89,12 +89,11 @@ impl Machine {
         }
         drop(staged);
         not_cancelled()?;
-        let indices = ground.layout.present_vcpus();
         let plans = vcpu_plans(&config.cpus, &ground.layout, &supported, |index| match index {
             0 => VcpuStart::Ready(Box::new(entry)),
             _ => VcpuStart::Waiting,
         })?;
-        let vcpus = ground.make_processors(Vcpus::start(&indices)?, plans, &host.requests, None)?;
+        let vcpus = ground.make_processors(plans, &host.requests, None)?;
         let flash = flash.as_ref().map(Flash::saved);
         let machine = peripherals.commit(ground, vcpus, (memory, flash), None, Commits::Once)?;
         machine.set_taps_up()?;
@@ -139,7 +138,6 @@ impl Ground {
     /// there is one, and the vCPUs of `plans`, each by its thread.
     pub(super) fn make_processors(
         &self,
-        mut vcpus: Vcpus,
         plans: Vec<VcpuPlan>,
         requests: &Arc<RequestQueue>,
         saved: Option<&IrqchipState>,
@@ -147,7 +145,7 @@ impl Ground {
         self.transaction.set_slots_ahead().map_err(|error| BuildError::Commit(Box::new(error)))?;
         self.vm.create_irqchip(self.irqchip, false)?;
         let requests = Arc::clone(requests) as Arc<dyn RequestSink>;
-        vcpus.set_up(&self.vm, &self.manager, &requests, plans)?;
+        let vcpus = Vcpus::make(plans, &self.vm, &self.manager, &requests)?;
         // Pending interrupts go to local APICs, which are there only now.
         if let Some(saved) = saved {
             self.vm.load_irqchip(saved)?;

@@ -21,12 +21,7 @@ use super::{
     sections,
 };
 use crate::{
-    config::VmConfig,
-    cpu::{VcpuStart, Vcpus},
-    layout::Layout,
-    memory::GuestMemory,
-    parallel,
-    phases::Phases,
+    config::VmConfig, cpu::VcpuStart, layout::Layout, memory::GuestMemory, parallel, phases::Phases,
 };
 
 /// vCPU states for which a thread of its own is worth it when they are read.
@@ -111,7 +106,6 @@ impl Machine {
             let requests = Arc::clone(&host.requests);
             beside.begin(Box::new(move || {
                 let indices = ground.layout.present_vcpus();
-                let threads = Vcpus::start(&indices)?;
                 let states = parallel::map(&indices, VCPUS_PER_THREAD, |index| {
                     let mut vcpu = state.vcpu(*index)?;
                     shift.counter(&mut vcpu)?;
@@ -124,7 +118,7 @@ impl Machine {
                         Some(state) => VcpuStart::Saved(Box::new(state)),
                         None => VcpuStart::Waiting,
                     })?;
-                ground.make_processors(threads, plans, &requests, Some(&state.irqchip()?))
+                ground.make_processors(plans, &requests, Some(&state.irqchip()?))
             }))
         };
         let peripherals = phases.time("prepare", || Peripherals::new(config, host, &ground))?;

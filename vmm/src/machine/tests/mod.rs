@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{VmConfig, wire::IdCounter},
-    cpu::{VcpuPlan, Vcpus},
+    cpu::VcpuPlan,
     memory::GuestMemory,
 };
 
@@ -109,9 +109,7 @@ impl Saved {
     /// The machine, with the processors of `plans`.
     pub(super) fn commit(self, host: &Host, plans: Vec<VcpuPlan>, commits: Commits) -> Machine {
         let Self { ground, peripherals, memory, .. } = self;
-        let indices: Vec<u32> = plans.iter().map(|plan| plan.index).collect();
-        let threads = Vcpus::start(&indices).unwrap();
-        let vcpus = ground.make_processors(threads, plans, &host.requests, None).unwrap();
+        let vcpus = ground.make_processors(plans, &host.requests, None).unwrap();
         peripherals.commit(ground, vcpus, (memory, None), None, commits).unwrap()
     }
 }
