@@ -152,7 +152,8 @@ pub struct ZoneReport {
     pub zone: String,
     /// How its content comes.
     pub mode: ZoneMemoryMode,
-    /// Why it is not the mode that is used where nothing speaks against it; none where it is.
+    /// Why it is not the mode that is used where nothing speaks against it, or why the zone's file is not used; none
+    /// where all is as it is said.
     #[serde(default)]
     pub why: Option<String>,
     /// Bytes of a zone in mode `cow` that were copied in all the same: a chain of snapshots has more runs of

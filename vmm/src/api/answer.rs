@@ -117,6 +117,14 @@ struct BriefRestore {
     memory_bytes: u64,
     total_ns: u64,
     running: bool,
+    /// How many taps were not there and were made.
+    #[serde(skip_serializing_if = "is_zero")]
+    made_taps: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl BriefRestore {
@@ -126,7 +134,7 @@ impl BriefRestore {
             *memory.entry(zone.mode.into()).or_default() += 1;
         }
         let RestoreReport { memory_bytes, total_ns, running, .. } = *report;
-        Self { memory, memory_bytes, total_ns, running }
+        Self { memory, memory_bytes, total_ns, running, made_taps: report.made_taps.len() }
     }
 }
 
@@ -198,14 +206,15 @@ mod tests {
     fn what_is_told_in_brief_is_brief_whatever_is_told() {
         use wire::ZoneMemoryMode::{Copy, Cow, Kept, OnDemand};
         let memory = [Copy, Cow, OnDemand, Kept].into_iter().map(|mode| (mode, usize::MAX)).collect();
-        let most = BriefRestore { memory, memory_bytes: u64::MAX, total_ns: u64::MAX, running: false };
+        let (memory_bytes, total_ns) = (u64::MAX, u64::MAX);
+        let most = BriefRestore { memory, memory_bytes, total_ns, running: false, made_taps: usize::MAX };
         let length = brief(&most).into_bytes().len();
         // There is room for the list of unknown fields.
         assert!(length < 400, "{length}");
         assert_eq!(
-            serde_json::to_string(&BriefRestore { memory: [(Cow, 2)].into(), ..most }).unwrap(),
+            serde_json::to_string(&BriefRestore { memory: [(Cow, 2)].into(), made_taps: 3, ..most }).unwrap(),
             format!(
-                r#"{{"memory":{{"cow":2}},"memory_bytes":{0},"total_ns":{0},"running":false}}"#,
+                r#"{{"memory":{{"cow":2}},"memory_bytes":{0},"total_ns":{0},"running":false,"made_taps":3}}"#,
                 u64::MAX
             )
         );

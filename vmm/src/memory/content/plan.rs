@@ -46,7 +46,8 @@ pub struct ZoneMode {
     pub zone: String,
     /// How its content comes.
     pub mode: MemoryMode,
-    /// Why it is not the mode that is used where nothing speaks against it; none where it is.
+    /// Why it is not the mode that is used where nothing speaks against it, or why the zone's file is not used; none
+    /// where all is as it is said.
     pub why: Option<&'static str>,
     /// Bytes of a zone in mode `cow` that were copied in all the same: a chain of snapshots has more runs of
     /// pages than are mapped.
@@ -82,6 +83,12 @@ fn against_private(zone: &MemoryZoneConfig) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// What is to be known of a zone that comes out of the snapshot although it names a file.
+fn unused_file(zone: &MemoryZoneConfig) -> Option<&'static str> {
+    let unused = !zone.shared && has_named_file(zone);
+    unused.then_some("is private and all in the snapshot: its own file is not used before the guest is reset")
 }
 
 impl RestorePlan {
@@ -124,9 +131,9 @@ impl RestorePlan {
                 {
                     return Err(ContentError::Mode { mode, zone: zone.id.clone(), why });
                 }
-                (Some(_), Some(mode)) => (mode, None),
+                (Some(_), Some(mode)) => (mode, unused_file(zone)),
                 (Some(_), None) if against.is_some() => (MemoryMode::Copy, against),
-                (Some(_), None) => (MemoryMode::Cow, None),
+                (Some(_), None) => (MemoryMode::Cow, unused_file(zone)),
             };
             plan.zones.push(ZoneMode { zone: zone.id.clone(), mode, why, copied_bytes: 0 });
         }

@@ -136,9 +136,8 @@ fn zones_get_what_they_can_have() {
     let directory = tempfile::tempdir().unwrap();
     let plain = zone("a", 2 * CHUNK_SIZE);
     let table = MemoryTable::new([("a", plain.size, true)]).unwrap();
-    let named = MemoryZoneConfig { file: Some(directory.path().join("zone")), ..plain.clone() };
     let shared = MemoryZoneConfig { shared: true, ..plain.clone() };
-    let shared_file = MemoryZoneConfig { shared: true, ..named.clone() };
+    let shared_file = MemoryZoneConfig { file: Some(directory.path().join("zone")), ..shared.clone() };
     let huge = MemoryZoneConfig { hugepage_size: Some(2 << 20), ..plain.clone() };
     let nameless = MemoryZoneConfig { file: Some(directory.path().into()), ..plain.clone() };
     let why = [
@@ -148,7 +147,6 @@ fn zones_get_what_they_can_have() {
     ];
     for (zone, why) in [
         (plain, None),
-        (named, None),
         (shared, Some(why[0])),
         (shared_file, Some(why[0])),
         (huge, Some(why[1])),
@@ -177,6 +175,19 @@ fn zones_get_what_they_can_have() {
     let memory = restored(&saved, None).zones();
     for (zone, at, value) in PLACES {
         assert_eq!(read(&memory[zone].1, at), value);
+    }
+}
+
+#[test]
+fn a_private_zones_file_is_not_used_and_that_is_said() {
+    let mut saved = self::saved(false);
+    saved.zones[0].file = Some("/of/another/machine".into());
+    for asked in [None, Some(MemoryMode::Copy), Some(MemoryMode::Cow), Some(MemoryMode::OnDemand)] {
+        let plan = RestorePlan::new(&saved.zones, saved.memory.table(), asked).unwrap();
+        let [first, second] = &plan.zones[..] else { panic!("there are two zones") };
+        assert_eq!((first.mode, second.mode), (asked.unwrap_or(MemoryMode::Cow), first.mode));
+        assert!(first.why.is_some_and(|why| why.contains("its own file is not used")), "{first:?}");
+        assert_eq!(second.why, None);
     }
 }
 
