@@ -153,3 +153,41 @@ fn open(config: &NetConfig) -> Result<Taps, AttachError> {
     let duplicates = duplicates.map_err(AttachError::Function)?;
     Taps::from_descriptors(duplicates).map_err(AttachError::Tap)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tap of this host's, which has to say so if it has none.
+    fn tap() -> Option<Taps> {
+        if std::env::var_os("CUMULET_WITHOUT_TAP").is_some_and(|value| value == "1") {
+            println!("SKIPPED: CUMULET_WITHOUT_TAP is set");
+            return None;
+        }
+        Some(Taps::open(Some(&format!("cmn{:x}", std::process::id())), 1).unwrap())
+    }
+
+    #[test]
+    fn a_tap_that_cannot_be_set_up_is_as_it_was() {
+        let Some(opened) = tap() else { return };
+        let interface = Interface::named(opened.name());
+        let before = (interface.mac().unwrap(), interface.mtu().unwrap());
+        let mac = [0x2e, 1, 2, 3, 4, 5];
+        let wanted = |mtu| Tap {
+            interface: interface.clone(),
+            made: false,
+            mac: Some(mac),
+            mtu: Some(mtu),
+            address: None,
+        };
+        // Longer than what any tap carries, with its header.
+        let error = crate::error::chain(&wanted(u16::MAX).set_up().unwrap_err());
+        assert!(error.contains("cannot set its MTU"), "{error}");
+        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), before);
+        // Another device's may fail after this one's.
+        let was = wanted(1400).set_up().unwrap();
+        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), (mac, 1400));
+        was.put_back();
+        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), before);
+    }
+}
