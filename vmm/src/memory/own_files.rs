@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -38,6 +38,14 @@ pub enum OwnFileError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It is a pipe, a directory or a device.
+    #[error("memory zone {zone}: {} is no regular file", .path.display())]
+    NotFile {
+        /// Which zone.
+        zone: String,
+        /// What is there.
+        path: PathBuf,
     },
     /// It cannot be read.
     #[error("memory zone {zone}: cannot read {}", .path.display())]
@@ -206,11 +214,16 @@ impl OwnFile {
         tally: &dyn Tally,
     ) -> Result<Self, OwnFileError> {
         let (id, size) = (zone.id.clone(), zone.size);
-        // A template that is mapped privately is never written.
-        let opened = OpenOptions::new().read(true).write(zone.shared).open(path);
-        let file =
-            opened.map_err(|source| OwnFileError::Open { zone: id.clone(), path: path.into(), source })?;
-        let length = file.metadata().map_err(cannot_read(zone, path))?.len();
+        // A template that is mapped privately is never written. A pipe would keep this thread waiting.
+        let mut options = OpenOptions::new();
+        options.read(true).write(zone.shared).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let cannot_open = |source| OwnFileError::Open { zone: id.clone(), path: path.into(), source };
+        let file = options.open(path).map_err(cannot_open)?;
+        let found = file.metadata().map_err(cannot_read(zone, path))?;
+        if !found.is_file() {
+            return Err(OwnFileError::NotFile { zone: id, path: path.into() });
+        }
+        let length = found.len();
         let kept = mode == MemoryMode::Kept;
         if kept && length < size {
             return Err(OwnFileError::Short { zone: id, path: path.into(), found: length, size });
@@ -381,6 +394,17 @@ mod tests {
             drop(files);
             let expected = if shared { 7 } else { 3 };
             assert_eq!(std::fs::read(case.path()).unwrap()[4096], expected, "it is the guest's");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_keeps_nobody_waiting() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        for (shared, kept) in [(false, true), (true, true), (true, false)] {
+            let case = case(shared, kept, None);
+            mknodat(CWD, case.path(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+            let error = case.open().unwrap_err().to_string();
+            assert!(error.contains("memory zone a") && error.ends_with("is no regular file"), "{error}");
         }
     }
 
