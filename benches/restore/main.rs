@@ -7,11 +7,15 @@
 #![expect(clippy::print_stdout, reason = "its output is what the program is for")]
 #![expect(clippy::print_stderr, reason = "progress and errors of a command-line program")]
 
+mod devices;
 mod differences;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use cumulet_benches::vm::{Contender, Result, Saved, Shape, Taps, shown};
+use cumulet_benches::vm::{Contender, Result, Saved, Shape, shown};
 
 const COW: Contender = Contender::Cumulet { keys: "", options: &[] };
 const DEMAND: Contender = Contender::Cumulet { keys: ",memory_restore_mode=ondemand", options: &[] };
@@ -21,10 +25,7 @@ const MICROVM: Contender = Contender::Qemu { machine: "microvm,auto-kernel-cmdli
 const Q35: Contender = Contender::Qemu { machine: "q35" };
 
 /// Memory and how much of it is written, in MiB.
-const MEMORY: [(u64, u64); 5] = [(128, 64), (512, 64), (1024, 512), (4096, 512), (16384, 64)];
-/// The device sets of the design: network devices and their queue pairs, disks and their queues.
-const SETS: [((u32, u32), (u32, u32)); 3] = [((8, 16), (16, 4)), ((8, 1), (16, 1)), ((1, 16), (1, 4))];
-
+const MEMORY: [(u64, u64); 6] = [(128, 64), (512, 64), (1024, 64), (1024, 512), (4096, 512), (16384, 64)];
 const USAGE: &str = "usage: bench-restore [RUNS [memory|written|differences|devices]]";
 
 fn main() -> ExitCode {
@@ -50,7 +51,7 @@ fn run(arguments: &[String]) -> Result<()> {
     measured
 }
 
-fn measure(runs: usize, part: Option<&str>, place: &std::path::Path) -> Result<()> {
+fn measure(runs: usize, part: Option<&str>, place: &Path) -> Result<()> {
     if part.is_none_or(|part| part == "memory") {
         println!("| memory / written | cow | ondemand | copy | QEMU microvm | saving: Cumulet | QEMU |");
         println!("| --- | --- | --- | --- | --- | --- | --- |");
@@ -71,36 +72,13 @@ fn measure(runs: usize, part: Option<&str>, place: &std::path::Path) -> Result<(
         differences::measure(runs, place)?;
     }
     if part.is_none_or(|part| part == "devices") {
-        println!(
-            "| devices, 32 vCPUs | once | each | QEMU q35 | request to running: once | each | load and commit: once | each |"
-        );
-        println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-        for (nets, disks) in SETS {
-            let _taps = Taps::make(nets.0, nets.1)?;
-            let shape = Shape { vcpus: 32, memory_mib: 1024, nets, disks };
-            let row = row(&[COW, EACH, Q35], &shape, 64, "ping", runs, place)?;
-            let [once, each, qemu] = row.as_slice() else { return Err("a row of three".into()) };
-            println!(
-                "| {} x {}-queue net, {} x {}-queue block | {} | {} | {} | {} | {} | {} | {} |",
-                nets.0,
-                nets.1,
-                disks.0,
-                disks.1,
-                once.time,
-                each.time,
-                qemu.time,
-                once.running,
-                each.running,
-                once.loading,
-                each.loading
-            );
-        }
+        devices::measure(runs, place)?;
     }
     Ok(())
 }
 
 /// What a guest pays for memory that it writes right after its restore.
-fn written(runs: usize, place: &std::path::Path) -> Result<()> {
+fn written(runs: usize, place: &Path) -> Result<()> {
     println!(
         "\n| 1 GiB, and then 64 MiB are written | cow | ondemand | copy | QEMU microvm | working set recorded: cow | ondemand |"
     );
@@ -117,8 +95,6 @@ fn written(runs: usize, place: &std::path::Path) -> Result<()> {
 struct Cell {
     time: String,
     saving: String,
-    running: String,
-    loading: String,
 }
 
 fn row(
@@ -127,7 +103,7 @@ fn row(
     dirty: u64,
     order: &str,
     runs: usize,
-    place: &std::path::Path,
+    place: &Path,
 ) -> Result<Vec<Cell>> {
     row_with(contenders, &[], shape, dirty, order, runs, place)
 }
@@ -140,31 +116,32 @@ fn row_with(
     dirty: u64,
     order: &str,
     runs: usize,
-    place: &std::path::Path,
+    place: &Path,
 ) -> Result<Vec<Cell>> {
     let mut saved = Vec::new();
     for (number, contender) in contenders.iter().chain(recorded).enumerate() {
-        let made = Saved::make(contender, shape, dirty, &place.join(number.to_string()))?;
+        // Saving is the same whatever is to be done with it.
+        let times = if contenders.iter().position(|other| same_program(other, contender)) == Some(number) {
+            runs
+        } else {
+            1
+        };
+        let made = Saved::make(contender, shape, dirty, &place.join(number.to_string()), times)?;
         if number >= contenders.len() {
             made.record(order)?;
         }
         saved.push(made);
     }
-    let mut times = vec![Vec::new(); saved.len()];
-    let mut reports = vec![Vec::new(); saved.len()];
+    let mut restored = vec![Vec::new(); saved.len()];
     for run in 0..runs {
-        for ((saved, times), reports) in saved.iter().zip(&mut times).zip(&mut reports) {
-            let (time, report) = saved.restore(order)?;
-            times.push(time);
-            reports.push(report);
+        for (saved, restored) in saved.iter().zip(&mut restored) {
+            restored.push(saved.restore(order)?);
         }
         eprintln!("{shape:?}: run {} of {runs}", run + 1);
     }
-    let cells = saved.iter().zip(&mut times).zip(&reports).map(|((saved, times), reports)| Cell {
-        time: shown(times),
-        saving: shown(&mut [saved.saving]),
-        running: shown(&mut reports.iter().filter_map(|report| running(report)).collect::<Vec<_>>()),
-        loading: shown(&mut reports.iter().filter_map(|report| loading(report)).collect::<Vec<_>>()),
+    let cells = saved.iter_mut().zip(&restored).map(|(saved, restored)| Cell {
+        time: shown(&mut restored.iter().map(|restored| restored.time).collect::<Vec<_>>()),
+        saving: shown(&mut saved.saving),
     });
     let cells: Vec<Cell> = cells.collect();
     for number in 0..cells.len() {
@@ -173,21 +150,6 @@ fn row_with(
     Ok(cells)
 }
 
-/// From the request until the machine ran, as the report has it.
-fn running(report: &str) -> Option<Duration> {
-    milliseconds(report.lines().find(|line| line.starts_with("restored "))?.rsplit_once(" in ")?.1)
-}
-
-/// Loading all devices and committing.
-fn loading(report: &str) -> Option<Duration> {
-    let phase = |name: &str| {
-        let line = report.lines().find_map(|line| line.trim().strip_prefix(name))?;
-        milliseconds(line.split_once(" from ")?.0)
-    };
-    Some(phase("load ")? + phase("commit ")?)
-}
-
-fn milliseconds(text: &str) -> Option<Duration> {
-    let number: f64 = text.trim().strip_suffix(" ms")?.parse().ok()?;
-    Some(Duration::from_secs_f64(number / 1e3))
+fn same_program(one: &Contender, other: &Contender) -> bool {
+    matches!(one, Contender::Cumulet { .. }) == matches!(other, Contender::Cumulet { .. })
 }

@@ -206,43 +206,111 @@ pub struct Saved {
     contender: Contender,
     shape: Shape,
     place: PathBuf,
-    /// How long saving took.
-    pub saving: Duration,
+    /// How long saving took, each time.
+    pub saving: Vec<Duration>,
+}
+
+/// A guest that was brought back, and how that went.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// From the start of the process until the guest answered.
+    pub time: Duration,
+    /// Of QEMU: from its being told to take the state, all devices being there, until it ran.
+    pub loading: Option<Duration>,
+    /// What the program reported.
+    pub report: String,
+}
+
+/// Calls that change a guest's wiring, counted by strace until a processor runs: memory slots, doorbells, irqfds, routing
+/// tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls(pub [usize; 4]);
+
+impl Calls {
+    /// What they are called.
+    const NAMES: [&str; 4] =
+        ["KVM_SET_USER_MEMORY_REGION", "KVM_IOEVENTFD", "KVM_IRQFD", "KVM_SET_GSI_ROUTING"];
+
+    fn of(trace: &str) -> Self {
+        let before: Vec<&str> = trace.lines().take_while(|line| !line.contains("KVM_RUN")).collect();
+        // A call that waits has two lines, of which one says what it is.
+        let count =
+            |name: &str| before.iter().filter(|line| line.contains("ioctl(") && line.contains(name)).count();
+        Self(Self::NAMES.map(count))
+    }
+
+    /// All of them.
+    pub fn sum(self) -> usize {
+        self.0.iter().sum()
+    }
 }
 
 impl Saved {
     /// Boots the guest, has it use all devices and write `dirty_mib` of memory, and saves it in `place`, a directory of
-    /// its own.
+    /// its own, that many times.
     ///
     /// # Errors
     /// Something cannot be started or saved.
-    pub fn make(contender: &Contender, shape: &Shape, dirty_mib: u64, place: &Path) -> Result<Self> {
-        fs::create_dir_all(place.join("snapshot"))?;
+    pub fn make(
+        contender: &Contender,
+        shape: &Shape,
+        dirty_mib: u64,
+        place: &Path,
+        times: usize,
+    ) -> Result<Self> {
+        fs::create_dir_all(place)?;
         let (mut vm, _) = Vm::boot(contender, shape, place)?;
         if shape.nets.0 + shape.disks.0 > 0 {
             vm.set_up_devices()?;
             vm.obey("vcheck")?;
         }
         vm.obey(&format!("fill 0x2000000 {dirty_mib}M 7"))?;
-        let started = Instant::now();
         let socket = place.join("control");
+        let mut saving = Vec::with_capacity(times);
         match contender {
             Contender::Cumulet { .. } => {
-                let url = format!("file://{}", place.join("snapshot").display());
+                let snapshot = place.join("snapshot");
+                let request =
+                    api_client::wire::VmSnapshotConfig::to(format!("file://{}", snapshot.display()));
                 let mut client = api_client::Client::connect(&socket)?;
-                client.pause()?;
-                client.snapshot(&api_client::wire::VmSnapshotConfig::to(url))?;
+                for _ in 0..times {
+                    if snapshot.exists() {
+                        fs::remove_dir_all(&snapshot)?;
+                        client.resume()?;
+                    }
+                    fs::create_dir(&snapshot)?;
+                    let started = Instant::now();
+                    client.pause()?;
+                    client.snapshot(&request)?;
+                    saving.push(started.elapsed());
+                }
             }
             Contender::Qemu { .. } => {
                 let mut monitor = UnixStream::connect(&socket)?;
-                hmp(&mut monitor, "stop")?;
-                hmp(&mut monitor, &format!("migrate \"exec:cat > {}\"", state(place).display()))?;
-                while !hmp(&mut monitor, "info migrate")?.contains("completed") {
-                    thread::sleep(Duration::from_millis(2));
+                // It would keep to 128 MiB/s otherwise.
+                hmp(&mut monitor, "migrate_set_parameter max-bandwidth 100G")?;
+                for _ in 0..times {
+                    if state(place).exists() {
+                        fs::remove_file(state(place))?;
+                        hmp(&mut monitor, "cont")?;
+                    }
+                    let started = Instant::now();
+                    hmp(&mut monitor, "stop")?;
+                    hmp(&mut monitor, &format!("migrate -d \"exec:cat > {}\"", state(place).display()))?;
+                    loop {
+                        let told = hmp(&mut monitor, "info migrate")?;
+                        if told.contains("completed") {
+                            break;
+                        }
+                        if told.contains("failed") {
+                            return Err(format!("QEMU cannot save: {told}").into());
+                        }
+                        thread::sleep(Duration::from_micros(500));
+                    }
+                    saving.push(started.elapsed());
                 }
             }
         }
-        let saving = started.elapsed();
         Ok(Self { contender: contender.clone(), shape: shape.clone(), place: place.to_owned(), saving })
     }
 
@@ -263,26 +331,52 @@ impl Saved {
         vm.end().map(|_| ())
     }
 
-    /// Starts the program, has it bring the guest back, and gives the guest `order`; returns the time until its answer,
-    /// and what the program reported.
+    /// Starts the program, has it bring the guest back, and gives the guest `order`.
     ///
     /// # Errors
     /// It cannot be brought back.
-    pub fn restore(&self, order: &str) -> Result<(Duration, String)> {
+    pub fn restore(&self, order: &str) -> Result<Restored> {
         let mut command = self.command("");
         let _ = fs::remove_file(self.place.join("control"));
         let started = Instant::now();
         let mut vm = Vm::start(&mut command)?;
-        if matches!(self.contender, Contender::Qemu { .. }) {
-            // QEMU loses input that comes before the serial port's state; and it does not run until it is told to.
-            let mut monitor = connect(&self.place.join("control"))?;
-            hmp(&mut monitor, "")?;
-            while hmp(&mut monitor, "info status")?.contains("inmigrate") {}
-            hmp(&mut monitor, "cont")?;
-        }
+        let loading = self.take_state()?;
         vm.obey(order)?;
-        let took = started.elapsed();
-        Ok((took, vm.end()?))
+        let time = started.elapsed();
+        Ok(Restored { time, loading, report: vm.end()? })
+    }
+
+    /// Has QEMU, which waits for it, take the state, and run; how long that took. Cumulet does so by itself.
+    fn take_state(&self) -> Result<Option<Duration>> {
+        if !matches!(self.contender, Contender::Qemu { .. }) {
+            return Ok(None);
+        }
+        // QEMU loses input that comes before the serial port's state; and it does not run until it is told to.
+        let mut monitor = connect(&self.place.join("control"))?;
+        hmp(&mut monitor, "")?;
+        let started = Instant::now();
+        hmp(&mut monitor, &format!("migrate_incoming \"exec:cat {}\"", state(&self.place).display()))?;
+        while hmp(&mut monitor, "info status")?.contains("inmigrate") {}
+        hmp(&mut monitor, "cont")?;
+        Ok(Some(started.elapsed()))
+    }
+
+    /// Counts the calls of a restore from outside; and what the program reported.
+    ///
+    /// # Errors
+    /// It cannot be brought back, or not be traced.
+    pub fn calls(&self) -> Result<(Calls, String)> {
+        let log = self.place.join("calls");
+        let plain = self.command("");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "trace=ioctl", "-o"]).arg(&log);
+        command.arg(plain.get_program()).args(plain.get_args());
+        let _ = fs::remove_file(self.place.join("control"));
+        let mut vm = Vm::start(&mut command)?;
+        self.take_state()?;
+        vm.obey("ping")?;
+        let report = vm.end()?;
+        Ok((Calls::of(&fs::read_to_string(log)?), report))
     }
 
     /// The command that brings the guest back, with `more` keys, which QEMU does not have.
@@ -295,7 +389,7 @@ impl Saved {
             }
             Contender::Qemu { .. } => {
                 let mut command = boot(&self.contender, &self.shape, &self.place, Path::new(TEST_GUEST));
-                command.args(["-incoming", &format!("exec:cat {}", state(&self.place).display())]);
+                command.args(["-incoming", "defer"]);
                 command
             }
         }
