@@ -3,13 +3,12 @@
 //! The order:
 //!
 //! 1. slots that go, slots that come, slots whose flags change;
-//! 2. the caller's step, if any: a machine that is being built makes its interrupt controllers and
-//!    vCPUs here, since a slot call that follows such a registration waits for a grace period;
-//! 3. irqfds that go, doorbells that go;
-//! 4. the routing table, once, if it differs;
-//! 5. irqfds that come (their GSIs lead somewhere now), doorbells that come.
+//! 2. irqfds that go, doorbells that go;
+//! 3. the routing table, once, if it differs;
+//! 4. irqfds that come (their GSIs lead somewhere now), doorbells that come.
 //!
-//! The first step, or a part of it, may have been done ahead of the rest ([`SlotCalls`]).
+//! The first step, or a part of it, may have been done ahead of the rest ([`SlotCalls`]): a machine that is being built makes
+//! its interrupt controllers and vCPUs after it, since a slot call that follows such a registration waits for a grace period.
 //!
 //! If a step fails, those before it are undone in reverse. Publication and listeners follow when
 //! all of this is done; they are [`commit`](crate::transaction)'s.
@@ -22,7 +21,7 @@ use thiserror::Error;
 use crate::{
     diff::Plan,
     listener::ListenerError,
-    report::{CommitReport, OperationCount, Operations, nanoseconds},
+    report::{CommitReport, OperationCount, Operations},
     slots::SlotChanges,
     wiring::{Doorbell, IrqEvent},
 };
@@ -193,48 +192,27 @@ fn irqfd(event: &IrqEvent) -> Irqfd<'_> {
     Irqfd { gsi: event.gsi, event: borrow_event(&event.event), resample }
 }
 
-/// Why a plan was not carried out. All that was done is undone, but for the failures named inside.
-#[derive(Debug)]
-pub enum PlanError<E> {
-    /// A step failed.
-    Step(ApplyError),
-    /// The caller's step failed.
-    AfterSlots {
-        /// Why.
-        source: E,
-        /// What could not be undone.
-        undo_failures: Vec<UndoFailure>,
-    },
-}
-
 impl<'w> Plan<'w> {
     /// Makes the calls, in the order of the module's text, and counts them in `report`.
     ///
     /// # Errors
-    /// A step failed, or `after_slots` did.
-    pub fn apply<'p, E>(
+    /// A step failed. What was done is undone.
+    pub fn apply<'p>(
         &'p self,
         ops: &'p dyn WiringOps,
         report: &mut CommitReport,
-        after_slots: Option<impl FnOnce() -> Result<(), E>>,
-    ) -> Result<Applied<'p, 'p>, PlanError<E>> {
+    ) -> Result<Applied<'p, 'p>, ApplyError> {
         let mut applied = Applied { ops, done: Vec::with_capacity(self.calls()) };
-        if let Err(mut error) = applied.run_slots(&self.slots, &mut report.operations) {
-            error.undo_failures = applied.undo();
-            return Err(PlanError::Step(error));
-        }
-        if let Some(after_slots) = after_slots {
-            let since = Instant::now();
-            if let Err(source) = after_slots() {
-                return Err(PlanError::AfterSlots { source, undo_failures: applied.undo() });
+        let done = applied
+            .run_slots(&self.slots, &mut report.operations)
+            .and_then(|()| self.apply_signals(&mut applied, report));
+        match done {
+            Ok(()) => Ok(applied),
+            Err(mut error) => {
+                error.undo_failures = applied.undo();
+                Err(error)
             }
-            report.hook_ns = nanoseconds(since);
         }
-        if let Err(mut error) = self.apply_signals(&mut applied, report) {
-            error.undo_failures = applied.undo();
-            return Err(PlanError::Step(error));
-        }
-        Ok(applied)
     }
 
     fn apply_signals<'p>(

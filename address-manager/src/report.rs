@@ -126,8 +126,6 @@ pub struct CommitReport {
     pub staging_ns: u64,
     /// Comparing the live and the staged wiring, in nanoseconds.
     pub diff_ns: u64,
-    /// The caller's step after the slots, in nanoseconds.
-    pub hook_ns: u64,
     /// The whole commit, in nanoseconds, without staging.
     pub total_ns: u64,
 }
@@ -142,9 +140,6 @@ impl fmt::Display for CommitReport {
             if kind.count != 0 {
                 writeln!(f, "  {name:<18} {:>7} {:>12}", kind.count, Micro(kind.ns))?;
             }
-        }
-        if self.hook_ns != 0 {
-            writeln!(f, "  {:<18} {:>7} {:>12}", "step after slots", 1, Micro(self.hook_ns))?;
         }
         write!(
             f,

@@ -164,8 +164,7 @@ impl<'m> Transaction<'m> {
     }
 
     /// Takes over routes that the kernel has of itself when they are looked at: those that come with the interrupt
-    /// controllers, which the step of [`commit_with`](Self::commit_with) makes. From here on they are pieces like any
-    /// other; if they stay as they are, no call is made for them.
+    /// controllers, which are made before the commit. From here on they are pieces like any other; if they stay as they are, no call is made for them.
     ///
     /// # Errors
     /// One of the GSIs leads elsewhere; none is taken over then.
@@ -303,22 +302,7 @@ impl<'m> Transaction<'m> {
     /// # Errors
     /// A step failed. What was done is undone, and everything is as before `begin`.
     pub fn commit(self) -> Result<CommitReport, CommitError> {
-        let none: Option<fn() -> Result<(), std::convert::Infallible>> = None;
-        commit::commit(self, none)
-    }
-
-    /// The same, with a step of the caller's between the slots and the rest: a machine that is being
-    /// built makes its interrupt controllers and vCPUs there, since a slot call that follows such a
-    /// registration waits for a grace period. It must not open a transaction.
-    ///
-    /// # Errors
-    /// A step failed, or `after_slots` did. What was done is undone (what `after_slots` itself did
-    /// is not), and everything is as before `begin`.
-    pub fn commit_with<E>(
-        self,
-        after_slots: impl FnOnce() -> Result<(), E>,
-    ) -> Result<CommitReport, CommitError<E>> {
-        commit::commit(self, Some(after_slots))
+        commit::commit(self)
     }
 }
 

@@ -118,7 +118,9 @@ fn measure(hypervisor: &dyn Hypervisor, way: Way) -> Result<Measured, Failure> {
         Way::One | Way::OneLate | Way::OneInProcess => {
             let tx = manager.begin();
             guest.stage(&tx).map_err(no_fit)?;
-            tx.commit_with(irqchip)?;
+            tx.set_slots_ahead()?;
+            irqchip()?;
+            tx.commit()?;
         }
         Way::SlotsFirst => {
             commit_slots(&manager, &guest, 0..guest.slots.len())?;

@@ -1,12 +1,12 @@
 //! How a transaction takes effect, or does not.
 
-use std::{convert::Infallible, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use thiserror::Error;
 
 use super::{Staged, Transaction, ahead::Ahead};
 use crate::{
-    apply::{Applied, ApplyError, PlanError, Step, UndoFailure, remains},
+    apply::{Applied, ApplyError, Step, UndoFailure},
     diff::diff,
     dispatch::Dispatch,
     listener::{ListenerId, WiringChange, WiringListener},
@@ -18,21 +18,13 @@ use crate::{
 
 /// Why a commit did not take effect.
 #[derive(Debug, Error)]
-pub enum CommitError<E = Infallible> {
+pub enum CommitError {
     /// More slots are needed than there can be. Nothing was applied.
     #[error(transparent)]
     Slots(#[from] TooManySlots),
     /// A step failed.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// The caller's step after the slots failed.
-    #[error("the step after the memory slots failed{}", remains(undo_failures))]
-    AfterSlots {
-        /// Why.
-        source: E,
-        /// What could not be undone.
-        undo_failures: Vec<UndoFailure>,
-    },
     /// An earlier commit failed and could not be undone: what the kernel has is not known any more,
     /// so nothing more is changed.
     #[error("the wiring is damaged: {damage}")]
@@ -42,12 +34,11 @@ pub enum CommitError<E = Infallible> {
     },
 }
 
-impl<E> CommitError<E> {
+impl CommitError {
     /// What could not be undone. After this, every commit is refused.
     pub fn undo_failures(&self) -> &[UndoFailure] {
         match self {
             Self::Apply(error) => &error.undo_failures,
-            Self::AfterSlots { undo_failures, .. } => undo_failures,
             Self::Slots(_) | Self::Damaged { .. } => &[],
         }
     }
@@ -56,32 +47,19 @@ impl<E> CommitError<E> {
     fn also(&mut self, failures: Vec<UndoFailure>) {
         match self {
             Self::Apply(error) => error.undo_failures.extend(failures),
-            Self::AfterSlots { undo_failures, .. } => undo_failures.extend(failures),
             Self::Slots(_) | Self::Damaged { .. } => {}
         }
     }
 }
 
-impl<E> From<PlanError<E>> for CommitError<E> {
-    fn from(error: PlanError<E>) -> Self {
-        match error {
-            PlanError::Step(error) => Self::Apply(error),
-            PlanError::AfterSlots { source, undo_failures } => Self::AfterSlots { source, undo_failures },
-        }
-    }
-}
-
-pub(super) fn commit<E>(
-    transaction: Transaction<'_>,
-    after_slots: Option<impl FnOnce() -> Result<(), E>>,
-) -> Result<CommitReport, CommitError<E>> {
+pub(super) fn commit(transaction: Transaction<'_>) -> Result<CommitReport, CommitError> {
     let Transaction { held, live: _, staged, label, begun } = transaction;
     let manager = held.manager();
     let commit = Commit { manager, begun: Instant::now() };
     let staging_ns = nanoseconds(begun);
     let report = CommitReport { label, staging_ns, ..CommitReport::default() };
     let ahead = held.take();
-    let result = commit.run(staged.into_inner(), report, ahead.as_ref(), after_slots);
+    let result = commit.run(staged.into_inner(), report, ahead.as_ref());
     result.map_err(|mut error| {
         let failures = ahead.map_or_else(Vec::new, |ahead| ahead.undo(manager));
         manager.note_damage(&failures);
@@ -111,13 +89,12 @@ struct Told {
 }
 
 impl Commit<'_> {
-    fn run<E>(
+    fn run(
         &self,
         staged: Staged,
         mut report: CommitReport,
         ahead: Option<&Ahead>,
-        after_slots: Option<impl FnOnce() -> Result<(), E>>,
-    ) -> Result<CommitReport, CommitError<E>> {
+    ) -> Result<CommitReport, CommitError> {
         let manager = self.manager;
         let (kernel, damage) = {
             let state = manager.state.lock();
@@ -154,7 +131,7 @@ impl Commit<'_> {
             memory: plan.memory.then(|| memory.unwrap_or_else(|| Arc::new(view_of(&wiring)))),
         };
 
-        let applied = plan.apply(manager.ops(), &mut report, after_slots)?;
+        let applied = plan.apply(manager.ops(), &mut report)?;
         let before = self.publish(&after, &mut report);
 
         let mut listeners = manager.listeners.lock();

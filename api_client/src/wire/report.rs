@@ -258,8 +258,6 @@ pub struct CommitReport {
     pub staging_ns: u64,
     /// Comparing the live and the staged wiring, in nanoseconds.
     pub diff_ns: u64,
-    /// The caller's step after the slots, in nanoseconds.
-    pub hook_ns: u64,
     /// The whole commit, in nanoseconds, without staging.
     pub total_ns: u64,
 }

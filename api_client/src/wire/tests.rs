@@ -88,7 +88,7 @@ fn reports_are_described_and_come_back_as_they_were() {
     let memory = json!([{ "zone": "mem0", "mode": "cow", "why": "is shared", "copied_bytes": 9 }]);
     let mut commit = json!({
         "sequence": 1, "label": "restore", "routing_entries": 2, "dispatch_entries": 3, "doorbells_late": 4,
-        "staging_ns": 5, "diff_ns": 6, "hook_ns": 7, "total_ns": 8,
+        "staging_ns": 5, "diff_ns": 6, "total_ns": 8,
     });
     let mut totals = json!({ "commits": 1, "failed": 2, "routing_entries": 3, "total_ns": 4 });
     let kinds = [

@@ -181,7 +181,6 @@ fn commit_of(report: CommitReport) -> wire::CommitReport {
         doorbells_late,
         staging_ns,
         diff_ns,
-        hook_ns,
         total_ns,
     } = report;
     wire::CommitReport {
@@ -193,7 +192,6 @@ fn commit_of(report: CommitReport) -> wire::CommitReport {
         doorbells_late,
         staging_ns,
         diff_ns,
-        hook_ns,
         total_ns,
     }
 }

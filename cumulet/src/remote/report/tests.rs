@@ -20,7 +20,7 @@ fn said() -> RestoreReport {
     let phase = |name, start_ns, ns| Phase { name, start_ns, ns };
     let commit = json!({
         "sequence": 1, "label": "restore", "routing_entries": 0, "dispatch_entries": 30, "doorbells_late": 97,
-        "staging_ns": 900_000, "diff_ns": 5_000, "hook_ns": 700_000, "total_ns": 1_138_400,
+        "staging_ns": 900_000, "diff_ns": 5_000, "total_ns": 1_138_400,
         "slots_removed": { "count": 0, "ns": 0 }, "slots_added": { "count": 2, "ns": 12_345 },
         "slot_flags": { "count": 0, "ns": 0 }, "irqfds_removed": { "count": 0, "ns": 0 },
         "doorbells_removed": { "count": 0, "ns": 0 }, "routing_writes": { "count": 0, "ns": 0 },
