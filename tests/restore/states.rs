@@ -1,9 +1,15 @@
 //! A guest can be anywhere when it is saved: before its processors have started, with interrupts that nobody has taken.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use cumulet_tests::{
-    cumulet, guest,
+    cumulet,
+    guest::{self, Console},
     monitor::{self, Monitor},
     saved::{check, drive, machine, snapshot},
 };
@@ -11,6 +17,13 @@ use serde_json::{Value, json};
 
 /// Free memory of the guest (docs/test-guest.md).
 const FREE: u64 = 32 << 20;
+
+/// Registers of the I/O APIC, and the lower half of the entry of the serial port's pin.
+const IO_APIC_SELECT: u64 = 0xfec0_0000;
+const IO_APIC_WINDOW: u64 = 0xfec0_0010;
+const SERIAL_ENTRY: u8 = 0x18;
+const SERIAL_VECTOR: u32 = 0x30;
+const MASKED: u32 = 1 << 16;
 
 /// `KVM_MP_STATE_UNINITIALIZED` of <linux/kvm.h>, as a section has it: a processor that waits for its start.
 const NOT_STARTED: &str = "AQAAAA==";
@@ -120,4 +133,118 @@ fn an_interrupt_that_waits_behind_a_mask_is_sent_when_that_is_lifted() {
     assert_eq!(guest::field(&console.ok(&interrupts), "interrupts"), before + 1);
     check(&mut console);
     monitor.quit();
+}
+
+/// What a section of a snapshot's state says.
+fn section(snapshot: &Path, id: &str) -> Value {
+    let state = fs::read(snapshot.join("state.json")).expect("it is there");
+    let state: Value = serde_json::from_slice(&state).expect("it is JSON");
+    let sections = state.as_array().expect("it is a list");
+    let section = sections.iter().find(|section| section["id"] == id).expect("there is such a section");
+    section["state"].clone()
+}
+
+/// How often the serial port's interrupt has come.
+fn serial_interrupts(console: &mut Console) -> u64 {
+    guest::field(&console.ok("interrupts"), &format!("{SERIAL_VECTOR:#x}"))
+}
+
+/// Masks the serial port's pin, or lifts the mask.
+fn mask_serial(console: &mut Console, masked: bool) {
+    let entry = SERIAL_VECTOR | if masked { MASKED } else { 0 };
+    console.ok(&format!("poke {IO_APIC_SELECT:#x} 4 {SERIAL_ENTRY:#x}"));
+    console.ok(&format!("poke {IO_APIC_WINDOW:#x} 4 {entry:#x}"));
+}
+
+/// Saves the machine into a new directory, lets it end, and restores it with `said`.
+fn another_life(monitor: Monitor, place: &Path, generation: &str, said: &Value) -> (Monitor, PathBuf) {
+    let of_its_own = place.join(generation);
+    fs::create_dir(&of_its_own).expect("there is room");
+    let mut monitor = monitor;
+    let target = snapshot(&mut monitor, &of_its_own);
+    monitor.quit();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    monitor.restore(&target, said);
+    (monitor, target)
+}
+
+/// A guest that has interrupts off, one pending in its local APIC, and input at a serial port whose pin is masked or not,
+/// lives twice more so. Then it lets interrupts in.
+fn held(pin_masked: bool) {
+    const VECTOR: u8 = 0x31;
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let mut monitor = Monitor::start(place, &[] as &[&str]);
+    let mut console = monitor.boot(place, &machine(place));
+    // Where the generation id is: a restore may write another one, and by that the guest goes on.
+    let first = place.join("first");
+    fs::create_dir(&first).expect("there is room");
+    let manifest = fs::read(snapshot(&mut monitor, &first).join("manifest.json")).expect("it is there");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("it is JSON");
+    let generation = manifest["manifest"]["layout"]["generation_id"].as_u64().expect("there is one");
+    monitor.put("vm.resume", &Value::Null).expect("it can go on");
+
+    mask_serial(&mut console, pin_masked);
+    let before = serial_interrupts(&mut console);
+    console.send(&format!("hold {VECTOR:#x} {generation:#x}"));
+    let said = console.line().expect("it says so");
+    assert_eq!(said.trim_end(), "held requested=1 count=0");
+    // It is read after all that, and then the counts are told.
+    console.send("interrupts");
+
+    let keep = json!({ "generation_id": "keep" });
+    let mut target = PathBuf::new();
+    for generation in ["second", "third"] {
+        // Input that has not arrived when the machine is paused stays with the sender, who goes.
+        monitor::until("the input", || {
+            let tried = place.join("tried");
+            fs::create_dir(&tried).expect("there is room");
+            let tried_into = snapshot(&mut monitor, &tried);
+            let received = section(&tried_into, "__serial")["received"].as_array().map_or(0, Vec::len);
+            fs::remove_dir_all(tried).expect("it can be removed");
+            monitor.put("vm.resume", &Value::Null).expect("it can go on");
+            (received == "interrupts\n".len()).then_some(())
+        });
+        drop(console);
+        (monitor, target) = another_life(monitor, place, generation, &keep);
+        console = monitor::serial(place);
+    }
+    // Nothing of it was let in so far: the count would tell.
+    monitor.put("vm.delete", &Value::Null).expect("it can be deleted");
+    drop(console);
+    monitor.restore(&target, &json!({}));
+    let mut console = monitor::serial(place);
+    let said = console.reply().expect("it is let in");
+    let field = |name| guest::field(&said, name);
+    assert_eq!((field("requested"), field("held"), field("count")), (1, 0, 1), "{said}");
+    let said = console.reply().expect("they are told");
+    assert_eq!(guest::field(&said, &format!("{VECTOR:#x}")), 1, "{said}");
+    let since = guest::field(&said, &format!("{SERIAL_VECTOR:#x}")) - before;
+    if pin_masked {
+        assert_eq!(since, 0, "a masked pin sends nothing: {said}");
+        mask_serial(&mut console, false);
+        assert_eq!(console.ok("ping"), "");
+        assert!(serial_interrupts(&mut console) > before);
+    } else {
+        // The one for what had arrived waited as well.
+        assert!(since >= 1, "{said}");
+    }
+    let devices = drive(&mut console);
+    assert!(devices.len() >= 3, "{devices:?}");
+    check(&mut console);
+    monitor.quit();
+}
+
+#[test]
+fn an_interrupt_that_waits_for_the_guest_to_let_it_in_is_taken_in_a_later_life() {
+    if cumulet::kvm_is_usable() {
+        held(false);
+    }
+}
+
+#[test]
+fn input_behind_a_masked_pin_is_read_in_a_later_life_and_the_pin_works_when_the_mask_is_lifted() {
+    if cumulet::kvm_is_usable() {
+        held(true);
+    }
 }

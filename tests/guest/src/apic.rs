@@ -17,6 +17,7 @@ pub const XAPIC_BASE: u64 = 0xfee0_0000;
 const ID: u32 = 0x20;
 const TASK_PRIORITY: u32 = 0x80;
 const SPURIOUS: u32 = 0xf0;
+const REQUESTED: u32 = 0x200;
 const COMMAND: u32 = 0x300;
 const COMMAND_HIGH: u32 = 0x310;
 const TIMER: u32 = 0x320;
@@ -97,6 +98,12 @@ pub fn timer_left() -> u64 {
 /// Sends `vector` to the processor with APIC ID `to`.
 pub fn send(to: u64, vector: u8) {
     command(to, u64::from(vector));
+}
+
+/// Returns whether `vector` waits in this processor's interrupt request register.
+pub fn is_requested(vector: u8) -> bool {
+    let vector = u32::from(vector);
+    get(REQUESTED + vector / 32 * 16) >> (vector % 32) & 1 != 0
 }
 
 /// Sends INIT and then the start-up address `page` (a page number below 256) to all other processors.

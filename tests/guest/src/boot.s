@@ -146,6 +146,9 @@ service_halt:                           # unless the word at rsi is no longer rd
 service_enable:
     orl $IF_BIT, 16(%rsp)
     iretq
+service_disable:
+    andl $~IF_BIT, 16(%rsp)
+    iretq
 service_rdmsr:
     mov %edi, %ecx
     rdmsr
@@ -306,7 +309,7 @@ no_idt_pointer:
 .balign 8
 services:
     .quad service_halt, service_enable, service_rdmsr, service_wrmsr, service_stop
-    .quad service_triple_fault, service_cpuid, service_rdtsc
+    .quad service_triple_fault, service_cpuid, service_rdtsc, service_disable
 
 .balign 128
 .globl tss

@@ -22,6 +22,7 @@ const SERVICE_STOP: u64 = 4;
 const SERVICE_TRIPLE_FAULT: u64 = 5;
 const SERVICE_CPUID: u32 = 6;
 const SERVICE_RDTSC: u64 = 7;
+const SERVICE_DISABLE: u64 = 8;
 
 /// How wide an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +188,11 @@ pub fn random() -> u64 {
 /// Lets interrupts in. Not `sti`: see `boot.s`.
 pub fn enable_interrupts() {
     service(SERVICE_ENABLE, 0, 0, 0);
+}
+
+/// Keeps interrupts out. Not `cli`: see `boot.s`.
+pub fn disable_interrupts() {
+    service(SERVICE_DISABLE, 0, 0, 0);
 }
 
 /// Halts until an interrupt comes, unless `word` is no longer `seen`. An interrupt that changes it is never lost.

@@ -1,7 +1,10 @@
 //! Interrupts: messages, routes, irqfds and lines, seen in the local APIC's request register.
 
 use super::{Machine, host, wiring::Event};
-use crate::{Hypervisor, IrqchipMode, Irqfd, MsiMessage, Route, RouteTarget, Vcpu, x86_64::VcpuState};
+use crate::{
+    Hypervisor, IrqchipMode, Irqfd, MsiMessage, Route, RouteTarget, Vcpu,
+    x86_64::{IrqchipState, VcpuState},
+};
 
 const VECTOR: u8 = 0x41;
 /// Software enable, with the reset value's vector (Intel SDM volume 3, 11.9).
@@ -144,6 +147,43 @@ fn a_line_reaches_the_controllers() {
     machine.vm.wiring().set_routes(&[message]).unwrap();
     machine.vm.set_irq_line(5, true).unwrap();
     assert_eq!(pic_requests() & 1 << 5, 0);
+}
+
+#[test]
+fn a_line_that_waits_behind_a_mask_is_saved_and_sent_when_that_is_lifted() {
+    const PIN: u32 = 10;
+    const LEVEL: u64 = 1 << 15;
+    const MASKED: u64 = 1 << 16;
+    let Some(host) = host() else { return };
+    // `struct kvm_ioapic_state` of <asm/kvm.h>.
+    let entry = |state: &mut IrqchipState, entry: u64| {
+        let at = 24 + 8 * PIN as usize;
+        let part = state.parts.iter_mut().find(|part| part.name == "kvm.ioapic").unwrap();
+        part.bytes[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+    };
+    let pending = |machine: &Machine| {
+        let state = machine.vm.save_irqchip().unwrap();
+        let part = state.parts.into_iter().find(|part| part.name == "kvm.ioapic").unwrap();
+        u32::from_le_bytes(part.bytes[16..20].try_into().unwrap()) & 1 << PIN != 0
+    };
+    let (first, vcpu) = machine(&*host, IrqchipMode::Kernel);
+    let mut state = first.vm.save_irqchip().unwrap();
+    entry(&mut state, u64::from(VECTOR) | LEVEL | MASKED);
+    first.vm.load_irqchip(&state).unwrap();
+    first.vm.set_irq_line(PIN, true).unwrap();
+    assert!(pending(&first) && !requested(&*vcpu, VECTOR));
+
+    let mut state = first.vm.save_irqchip().unwrap();
+    for masked in [true, true, false] {
+        let (next, vcpu) = machine(&*host, IrqchipMode::Kernel);
+        if !masked {
+            entry(&mut state, u64::from(VECTOR) | LEVEL);
+        }
+        next.vm.load_irqchip(&state).unwrap();
+        assert!(pending(&next), "masked: {masked}");
+        assert_eq!(requested(&*vcpu, VECTOR), !masked);
+        state = next.vm.save_irqchip().unwrap();
+    }
 }
 
 #[test]

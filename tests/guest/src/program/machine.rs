@@ -1,5 +1,7 @@
 //! Orders on the machine as a whole: its tables, its PCI functions, its interrupts, its end; and two stop watches.
 
+use core::fmt::Write;
+use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 
 use test_guest::orders::{Malformed, Words};
@@ -9,8 +11,13 @@ use super::registers::width;
 use super::reply::{OrderError, say};
 use crate::acpi::EcamWindow;
 use crate::cpu::{self, Width};
-use crate::interrupts;
 use crate::pci::{Bar, BarKind, Bdf, Moved};
+use crate::{apic, interrupts};
+
+/// Vectors that no device and no processor uses by itself.
+const HELD_VECTORS: RangeInclusive<u8> = 0x31..=0x3f;
+/// How long an interrupt that is let in may take: a second or two.
+const HELD_TSC: u64 = 4_000_000_000;
 
 /// How long the machine may take to power off: a second or two.
 const POWER_OFF_TSC: u64 = 4_000_000_000;
@@ -128,6 +135,34 @@ impl Program {
                 say!(self.reply, " {vector:#x}={count}");
             }
         }
+        Ok(())
+    }
+
+    /// `hold VECTOR ADDR`: sends itself an interrupt that it does not let in until the word at ADDR is another one.
+    pub(super) fn hold(&mut self, words: &mut Words<'_>) -> Result<(), OrderError> {
+        let vector: u8 = words.narrow("VECTOR")?;
+        let address = words.number("ADDR")?;
+        words.end()?;
+        if !HELD_VECTORS.contains(&vector) {
+            return Err(Malformed::NotANumber { what: "VECTOR" }.into());
+        }
+        self.memory.reach(address, Width::Quad.bytes())?;
+        let count = || interrupts::counter(vector).load(Ordering::Relaxed);
+        let word = cpu::read(address, Width::Quad);
+        cpu::disable_interrupts();
+        apic::send(apic::id(), vector);
+        let requested = u8::from(apic::is_requested(vector));
+        let _ = writeln!(self.serial, "held requested={requested} count={}", count());
+        while cpu::read(address, Width::Quad) == word {
+            core::hint::spin_loop();
+        }
+        let (held, requested) = (count(), u8::from(apic::is_requested(vector)));
+        cpu::enable_interrupts();
+        let start = cpu::tsc();
+        while count() == held && cpu::tsc().wrapping_sub(start) < HELD_TSC {
+            core::hint::spin_loop();
+        }
+        say!(self.reply, " requested={requested} held={held} count={}", count());
         Ok(())
     }
 

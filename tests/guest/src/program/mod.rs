@@ -263,6 +263,7 @@ impl Program {
             "junk-ports" => self.junk_ports(words)?,
             "junk-memory" => self.junk_memory(words)?,
             "interrupts" => self.interrupts(words)?,
+            "hold" => self.hold(words)?,
             "spin" => self.spin(words)?,
             "ioexit" => self.ioexit(words)?,
 
