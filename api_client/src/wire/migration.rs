@@ -149,7 +149,7 @@ pub enum BackgroundFill {
 pub enum RestoreCommit {
     /// Once.
     Once,
-    /// After each change, as is done where there is no transaction: for the comparison.
+    /// After each change of a device, as is done where there is no transaction: for the comparison.
     Each,
 }
 

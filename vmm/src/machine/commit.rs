@@ -20,7 +20,8 @@ pub enum Commits {
     /// Once.
     #[default]
     Once,
-    /// After each change, as is done where there is no transaction: for the comparison.
+    /// Once for memory and the platform, and then after each change of a PCI device, as is done where there is no
+    /// transaction: for the comparison.
     Each,
 }
 
