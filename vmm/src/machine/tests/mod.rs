@@ -1,5 +1,6 @@
 //! Machines on the fake hypervisor, built from what a client would say.
 
+mod clock;
 mod firmware;
 mod flash;
 mod images;
