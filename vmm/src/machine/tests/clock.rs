@@ -11,7 +11,7 @@ use vm_migration::Section;
 
 use super::Bench;
 use crate::{
-    machine::{ClockPolicy, Commits, Machine, MachineState, Restored, TscFrequency},
+    machine::{Beside, ClockPolicy, Commits, Machine, MachineState, Restored, TscFrequency},
     memory::GuestMemory,
     phases::Phases,
 };
@@ -36,6 +36,7 @@ fn an_hour_later(bench: &Bench, mut sections: Vec<Section>, policy: ClockPolicy)
     let sections: BTreeMap<_, _> =
         sections.into_iter().map(|section| (section.id.clone(), section)).collect();
     let restored = Restored {
+        beside: Beside::nobody(),
         layout: bench.boot(json!({})).unwrap().layout().clone(),
         memory: GuestMemory::map(&config.memory, &()).unwrap(),
         flash: None,
