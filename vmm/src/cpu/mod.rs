@@ -136,19 +136,21 @@ struct VcpuThread {
 
 impl Vcpus {
     /// Starts a thread for each of the vCPUs of `plans`, and has it create and set up its vCPU while the next ones are
-    /// started. Returns when all are ready.
+    /// started. `before` is done before there is any vCPU, while the first thread starts. Returns when all are ready.
     ///
     /// # Errors
-    /// The host has no thread left, or one of them fails; those that were started are stopped again.
-    pub fn make(
+    /// `before` fails, the host has no thread left, or one of them fails; those that were started are stopped again.
+    pub fn make<E: From<VcpuError>>(
         plans: Vec<VcpuPlan>,
         vm: &Arc<dyn Vm>,
         manager: &Arc<AddressManager>,
         requests: &Arc<dyn RequestSink>,
-    ) -> Result<Self, VcpuError> {
+        before: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Self, E> {
         let mut vcpus = Self { threads: Vec::with_capacity(plans.len()) };
         let (ready, answers) = mpsc::channel();
-        for plan in plans {
+        let (go, wait) = mpsc::channel();
+        let start = |plan: VcpuPlan, wait: Option<mpsc::Receiver<()>>| {
             let index = plan.index;
             let mailbox = Arc::new(Mailbox::new(index));
             let counters = Arc::new(ExitCounters::default());
@@ -162,15 +164,25 @@ impl Vcpus {
             let (ready, end) = (ready.clone(), EndGuard(Arc::clone(&mailbox)));
             let join = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || thread::main(plan, shared, &ready, end))
+                .spawn(move || thread::main(plan, shared, wait.as_ref(), &ready, end))
                 .map_err(|source| VcpuError::Spawn { index, source })?;
-            vcpus.threads.push(VcpuThread { index, mailbox, counters, join: Some(join) });
+            Ok::<_, VcpuError>(VcpuThread { index, mailbox, counters, join: Some(join) })
+        };
+        let mut plans = plans.into_iter();
+        if let Some(first) = plans.next() {
+            vcpus.threads.push(start(first, Some(wait))?);
+        }
+        before()?;
+        // If that thread has gone, nothing is heard of it below.
+        let _ = go.send(());
+        for plan in plans {
+            vcpus.threads.push(start(plan, None)?);
         }
         drop(ready);
         for _ in &vcpus.threads {
             // A thread that ends without an answer has panicked, and a panic aborts the process.
             if let Ok(Err(error)) = answers.recv() {
-                return Err(error);
+                return Err(error.into());
             }
         }
         Ok(vcpus)

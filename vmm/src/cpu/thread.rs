@@ -22,18 +22,23 @@ pub(super) struct Shared {
     pub(super) counters: Arc<ExitCounters>,
 }
 
-/// `ready` is where the thread says that its vCPU is made.
+/// `wait` tells when the vCPU may be made, if not at once; `ready` is where the thread says that it is.
 pub(super) fn main(
     plan: VcpuPlan,
     shared: Shared,
+    wait: Option<&mpsc::Receiver<()>>,
     ready: &mpsc::Sender<Result<(), VcpuError>>,
     end: EndGuard,
 ) {
     let _end = end;
     let Shared { vm, dispatcher, requests, mailbox, counters } = shared;
     let index = plan.index;
-    let made =
-        place(&plan).and_then(|()| set_up(&plan, &*vm).map_err(|source| VcpuError::SetUp { index, source }));
+    let placed = place(&plan);
+    // What vCPUs need could not be made.
+    if wait.is_some_and(|wait| wait.recv().is_err()) {
+        return;
+    }
+    let made = placed.and_then(|()| set_up(&plan, &*vm).map_err(|source| VcpuError::SetUp { index, source }));
     // A saved state is large, and is not needed again.
     drop(plan);
     // The VM must not outlive its last user because of this thread.

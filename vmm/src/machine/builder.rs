@@ -142,10 +142,12 @@ impl Ground {
         requests: &Arc<RequestQueue>,
         saved: Option<&IrqchipState>,
     ) -> Result<Vcpus, BuildError> {
-        self.transaction.set_slots_ahead().map_err(|error| BuildError::Commit(Box::new(error)))?;
-        self.vm.create_irqchip(self.irqchip, false)?;
         let requests = Arc::clone(requests) as Arc<dyn RequestSink>;
-        let vcpus = Vcpus::make(plans, &self.vm, &self.manager, &requests)?;
+        let vcpus = Vcpus::make(plans, &self.vm, &self.manager, &requests, || {
+            self.transaction.set_slots_ahead().map_err(|error| BuildError::Commit(Box::new(error)))?;
+            self.vm.create_irqchip(self.irqchip, false)?;
+            Ok::<_, BuildError>(())
+        })?;
         // Pending interrupts go to local APICs, which are there only now.
         if let Some(saved) = saved {
             self.vm.load_irqchip(saved)?;
