@@ -42,7 +42,10 @@ fn a_boot_that_is_given_up_leaves_the_vm_created() {
     let error = given_up(&bench, Command::Boot).unwrap_err();
     assert!(error.is_cancelled());
     assert_eq!((error.class(), error.code()), (FailureClass::Failed, "cancelled"));
-    assert_eq!(crate::error::chain(&error), "Cannot build the VM: payload: given up, as was asked for");
+    // It is noticed here or there, depending on who is quicker.
+    let said = crate::error::chain(&error);
+    assert!(said.starts_with("Cannot build the VM: "), "{said}");
+    assert!(said.ends_with(": given up, as was asked for"), "{said}");
     assert_eq!(bench.state(), Some(VmState::Created));
     let job = bench.jobs.list().pop().unwrap();
     assert_eq!(job.state, JobState::Cancelled);
