@@ -2,9 +2,9 @@
 //! into guest memory.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -196,7 +196,10 @@ fn memory_map(layout: &Layout, taken: &[MemoryMapEntry]) -> Result<MemoryMap, la
 /// It cannot be opened, is no regular file, or is empty.
 pub(super) fn open(what: &'static str, path: &Path) -> Result<(File, u64), PayloadError> {
     let cannot_open = |source| PayloadError::Open { what, path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(cannot_open)?;
+    // A pipe would keep this thread waiting for somebody to write to it.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(cannot_open)?;
     let metadata = file.metadata().map_err(cannot_open)?;
     let bad = |why| Err(PayloadError::File { what, path: path.to_path_buf(), why });
     if !metadata.is_file() {

@@ -8,6 +8,7 @@ mod kinds;
 mod lifecycle;
 mod listeners;
 mod order;
+mod pipes;
 mod processors;
 mod sections;
 
