@@ -150,6 +150,8 @@ check_generations() { # one after the other, each of the snapshot of the one bef
     rm -rf "$W/s$((n - 1))" "$W/g$((n - 3)).out"
     revive "s$n" "resume=on,memory_restore_mode=${modes[n % 3]}"
     further 2 && answers || { fail "generation $n"; return; }
+    # Seen at once, the monitor's own words are still there.
+    [ "$(grep -c NANO-INIT "$W/a.log")" = 1 ] || { fail "generation $n: the guest was reset"; return; }
     if [ $((n % 10)) = 0 ]; then goes_on || { fail "generation $n"; return; }; fi
   done
   goes_on || return
