@@ -141,6 +141,18 @@ check_restore_clock() { # the gap is the guest's with advance; with wall it is i
   done
 }
 
+was_reset() { [ "$(grep -c NANO-INIT "$W/a.log")" != 1 ]; }
+# once_more DIRECTORY OPTIONS: whether it is the snapshot's fault: of some more lives out of it, how many end so.
+once_more() {
+  local i resets=0
+  mv "$W/a.log" "$W/reset.log"; mv "$W/$NOW.out" "$W/reset.out"
+  for i in 1 2 3 4 5 6 7 8; do
+    murder; echo NANO-INIT >"$W/a.log"
+    revive "$1" "resume=on,$2"
+    further 2 >/dev/null; was_reset && resets=$((resets + 1))
+  done
+  echo "of 8 more lives out of the same snapshot, $resets were reset"
+}
 check_generations() { # one after the other, each of the snapshot of the one before
   witness && up a 200 'WITNESS 3 ' && answers || return
   local modes=(cow copy ondemand) n count=${GENERATIONS:-100} began; began=$(now)
@@ -150,10 +162,35 @@ check_generations() { # one after the other, each of the snapshot of the one bef
     rm -rf "$W/s$((n - 1))" "$W/g$((n - 3)).out"
     revive "s$n" "resume=on,memory_restore_mode=${modes[n % 3]}"
     further 2 && answers || { fail "generation $n"; return; }
-    # Seen at once, the monitor's own words are still there.
-    [ "$(grep -c NANO-INIT "$W/a.log")" = 1 ] || { fail "generation $n: the guest was reset"; return; }
+    # Seen at once, the monitor's own words are still there, and the snapshot.
+    was_reset && { fail "generation $n: the guest was reset; $(once_more "s$n" "memory_restore_mode=${modes[n % 3]}")"; return; }
     if [ $((n % 10)) = 0 ]; then goes_on || { fail "generation $n"; return; }; fi
   done
   goes_on || return
   note "$count generations in $(since "$began") s, $(lines) lines"
+}
+
+# Two controls for `generations`: as many lives out of one snapshot; and a guest that is only paused as often.
+check_lives() {
+  witness && up a 200 'WITNESS 3 ' && answers || return
+  local modes=(cow copy ondemand) n count=${GENERATIONS:-100} resets=0
+  save s || return
+  for ((n = 1; n <= count; n++)); do
+    [ -z "$NOW" ] || murder
+    echo NANO-INIT >"$W/a.log"; rm -f "$W/g$((n - 3)).out"
+    revive s "resume=on,memory_restore_mode=${modes[n % 3]}"
+    further 2 || { fail "life $n"; return; }
+    if was_reset; then resets=$((resets + 1)); note "life $n (${modes[n % 3]})"; fi
+  done
+  note "$resets of $count were reset"
+  [ $resets = 0 ]
+}
+check_pauses() {
+  witness && up a 200 'WITNESS 3 ' && answers || return
+  local n count=${GENERATIONS:-100}
+  for ((n = 1; n <= count; n++)); do
+    api a pause && sleep 1 && api a resume && further 2 || { fail "pause $n"; return; }
+    was_reset && { fail "pause $n: the guest was reset"; return; }
+  done
+  note "$count pauses, $(lines) lines"
 }
