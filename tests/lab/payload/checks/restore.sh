@@ -194,3 +194,12 @@ check_pauses() {
   done
   note "$count pauses, $(lines) lines"
 }
+check_endures() { # nothing is done to it
+  witness && up a 200 'WITNESS 3 ' && answers || return
+  local began; began=$(now)
+  while [ "$(echo "$(since "$began") < ${SECONDS_TO_LIVE:-600}" | bc)" = 1 ]; do
+    further 2 || return
+    was_reset && { fail "the guest was reset after $(since "$began") s"; return; }
+  done
+  note "$(lines) lines in $(since "$began") s"
+}
