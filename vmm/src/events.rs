@@ -1,8 +1,8 @@
 //! The event stream: what happens to the VM, told to whoever started this process.
 //!
 //! One JSON object an event, each followed by an empty line. Nothing of it blocks: what a full pipe does
-//! not take is lost, as its reader chose, but never a part of an event. No string holds a brace as such, because there are readers that
-//! find the end of an object by counting them.
+//! not take is lost, as its reader chose, but never a part of an event. No string holds a brace as such, because there
+//! are readers that find the end of an object by counting them.
 
 use std::{
     fmt::Write as _,

@@ -19,3 +19,5 @@ pub mod parallel;
 pub mod phases;
 pub mod snapshot;
 pub mod terminal;
+#[cfg(test)]
+mod testing;

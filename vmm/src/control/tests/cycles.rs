@@ -98,22 +98,9 @@ fn pausing_and_refusals_are_told() {
     assert_eq!(bench.events(), expected);
 }
 
-/// Set in the process that has this test for itself.
-const ALONE: &str = "CUMULET_TEST_ALONE";
-
 #[test]
 fn a_life_leaves_nothing_behind() {
-    if std::env::var_os(ALONE).is_none() {
-        // Other tests may run in this process: only one of its own can be counted exactly.
-        let program = std::env::current_exe().unwrap();
-        let name = format!("{}::a_life_leaves_nothing_behind", module_path!().split_once("::").unwrap().1);
-        let output = std::process::Command::new(program)
-            .args(["--exact", &name, "--test-threads", "1"])
-            .env(ALONE, "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    if !crate::testing::is_alone(module_path!(), "a_life_leaves_nothing_behind") {
         return;
     }
     let bench = Bench::new();

@@ -319,22 +319,10 @@ fn a_pause_ends_the_window_and_the_end_of_the_machine_records_nothing() {
     assert_eq!(directory.path().read_dir().unwrap().count(), 0);
 }
 
-/// Set in the process that has this test for itself.
-const ALONE: &str = "CUMULET_TEST_ALONE";
-
 #[test]
 fn there_is_no_machine_whose_memory_should_be_checked_and_cannot_be() {
-    if std::env::var_os(ALONE).is_none() {
-        // Other tests may run in this process, and need descriptors.
-        let name = "there_is_no_machine_whose_memory_should_be_checked_and_cannot_be";
-        let name = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &name, "--test-threads", "1"])
-            .env(ALONE, "1")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let name = "there_is_no_machine_whose_memory_should_be_checked_and_cannot_be";
+    if !crate::testing::is_alone(module_path!(), name) {
         return;
     }
     let before = getrlimit(Resource::Nofile);
