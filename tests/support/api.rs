@@ -279,11 +279,12 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// Sends one request and reads its answer by one read, as there are clients that do.
+/// Sends one request and reads its answer, by one read if it is not longer than [`ONE_READ`], as there are clients
+/// that do.
 ///
 /// # Panics
 ///
-/// If no answer comes.
+/// If no answer comes, or if its first part comes alone.
 #[must_use]
 pub fn send(stream: &mut UnixStream, method: &str, endpoint: &str, body: &str) -> Reply {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -292,20 +293,33 @@ pub fn send(stream: &mut UnixStream, method: &str, endpoint: &str, body: &str) -
     reply(stream)
 }
 
-/// Reads an answer by one read.
+/// Bytes of an answer that a client gets by one read: the kernel cuts longer messages on a socket.
+pub const ONE_READ: usize = 32 << 10;
+
+/// Reads an answer, by one read if it is not longer than [`ONE_READ`].
 ///
 /// # Panics
 ///
-/// If none comes.
+/// If none comes, or if its first part comes alone.
 #[must_use]
 pub fn reply(stream: &mut UnixStream) -> Reply {
     let mut bytes = vec![0; 1 << 20];
-    let length = stream.read(&mut bytes).expect("an answer comes");
-    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?} is no answer"));
+    let mut length = stream.read(&mut bytes).expect("an answer comes");
+    let first = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    let (head, _) = first.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{first:?} is no answer"));
     let status = head.get(9..12).and_then(|code| code.parse().ok());
     let status = status.unwrap_or_else(|| panic!("{head:?} has no status"));
-    Reply { status, head: head.to_owned(), body: body.to_owned() }
+    let body = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let body: usize = body.map_or(0, |length| length.parse().expect("it is a number"));
+    let whole = head.len() + 4 + body;
+    assert!(length == whole || whole > ONE_READ, "the first read has {length} of {whole} bytes: {head}");
+    while length < whole {
+        let more = stream.read(&mut bytes[length..]).expect("the rest comes");
+        assert!(more > 0, "the answer ends after {length} of {whole} bytes: {head}");
+        length += more;
+    }
+    let body = String::from_utf8_lossy(&bytes[head.len() + 4..length]).into_owned();
+    Reply { status, head: head.to_owned(), body }
 }
 
 /// A configuration of the test guest with `orders` on its command line, and `more` laid over it.

@@ -62,8 +62,15 @@ impl Server {
         stream.write_all(request.as_bytes()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut bytes = vec![0; 1 << 20];
-        // An answer is one write, and here one read.
-        let length = stream.read(&mut bytes).unwrap();
+        let mut length = stream.read(&mut bytes).unwrap();
+        let whole = whole_length(&bytes[..length]);
+        // An answer is one write, and up to this size one read as well; the kernel cuts longer ones.
+        assert!(length == whole || whole > ONE_READ, "the first read has {length} of {whole} bytes");
+        while length < whole {
+            let more = stream.read(&mut bytes[length..]).unwrap();
+            assert!(more > 0, "the answer ends after {length} of {whole} bytes");
+            length += more;
+        }
         let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head[9..12].parse().unwrap();
@@ -78,6 +85,17 @@ impl Server {
         let config = serde_json::to_string(&self.bench.said(said)).unwrap();
         self.ask("PUT", "vm.create", &config)
     }
+}
+
+/// Bytes of an answer that a client gets by one read, however large its buffer is.
+const ONE_READ: usize = 32 << 10;
+
+/// Bytes of the answer whose head, at least, these are.
+fn whole_length(bytes: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, _) = text.split_once("\r\n\r\n").unwrap();
+    let body = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    head.len() + 4 + body.map_or(0, |length| length.parse().unwrap())
 }
 
 /// A body that each endpoint which needs one can read.
