@@ -203,3 +203,29 @@ check_endures() { # nothing is done to it
   done
   note "$(lines) lines in $(since "$began") s"
 }
+# The control's control: the same guest, left alone in this monitor and in QEMU, side by side. Tells how often each was reset;
+# ends early when both were.
+check_endures_beside_qemu() {
+  witness && up a 200 'WITNESS 3 ' || return
+  tap tap1 192.168.78.1/24
+  truncate -s 2M "$W/q.raw"
+  qemu-system-x86_64 -nodefaults -display none -machine q35,accel=kvm -cpu host -smp 2 -m 128M \
+    -kernel "$ART/guestkernel/bzImage" -initrd "$INITRD" -append "$BASE panic=0 lab.do=witness lab.ip=192.168.78.2/24" \
+    -device virtio-serial-pci -chardev "file,id=c,path=$W/q.log" -device virtconsole,chardev=c \
+    -drive "if=none,id=d,file=$W/q.raw,format=raw" -device virtio-blk-pci,drive=d \
+    -netdev tap,id=n,ifname=tap1,script=no,downscript=no -device virtio-net-pci,netdev=n,mac=12:34:56:78:90:02,romfile= \
+    >"$W/q.out" 2>&1 &
+  PID_q=$!
+  up q 200 'WITNESS 3 ' || return
+  local began resets=(0 0) name i; began=$(now)
+  while [ "$(echo "$(since "$began") < ${SECONDS_TO_LIVE:-600}" | bc)" = 1 ]; do
+    sleep 5; i=0
+    for name in a q; do
+      local times=$(($(grep -c NANO-INIT "$W/$name.log") - 1))
+      [ $times = "${resets[i]}" ] || { resets[i]=$times; echo "$name: reset $times after $(since "$began") s"; }
+      i=$((i + 1))
+    done
+    [ "${resets[0]}" = 0 ] || [ "${resets[1]}" = 0 ] || break
+  done
+  note "in $(since "$began") s: reset ${resets[0]} times, QEMU's ${resets[1]} times; $(grep -c ' end' "$W/a.log") lines, QEMU's $(grep -c ' end' "$W/q.log")"
+}
