@@ -136,3 +136,36 @@ fn files_of_another_snapshot_of_the_same_guest_are_refused() {
     golden.proves_itself();
     monitor.quit();
 }
+
+/// The kernel itself touches a guest's clocks when its processors are set up, and waits for them where they are paged in.
+#[test]
+fn damage_that_a_processor_meets_as_it_is_set_up_is_refused() {
+    const CLOCK: u64 = 0x4b56_4d01;
+    let directory = tempfile::tempdir().expect("there is room");
+    let Some(golden) = usable(directory.path()) else { return };
+    let mut monitor = Monitor::start(directory.path(), &[] as &[&str]);
+    monitor.put("vm.restore", &golden.request(&json!({}))).expect("it can be restored");
+    let mut console = golden.proves_itself();
+    let page = 0x214_0000;
+    console.ok(&format!("fill {page} 16K 8"));
+    console.ok(&format!("msr {CLOCK} {}", page | 1));
+    drop(console);
+    let saved = cumulet_tests::saved::snapshot(&mut monitor, &directory.path().join("snapshot"));
+    monitor.put("vm.delete", &Value::Null).expect("it can be deleted");
+    let before = Held::by(&mut monitor);
+    let url = cumulet_tests::monitor::url(&saved);
+    let request = golden.request(&json!({ "source_url": url, "memory_restore_mode": "OnDemand" }));
+    let memory =
+        File::options().read(true).write(true).open(saved.join("memory-ranges")).expect("it is there");
+    let (at, mut byte) = (page + 8192, [0]);
+    memory.read_exact_at(&mut byte, at).expect("it can be read");
+    memory.write_all_at(&[byte[0] ^ 1], at).expect("it can be written");
+    let refusal = monitor.refused("vm.restore", &request);
+    assert_eq!(refusal.code.as_deref(), Some("snapshot-unusable"), "{refusal}");
+    assert!(text(&refusal).contains("memory-ranges: memory at 0x2140000 is damaged"), "{refusal}");
+    before.is_all_of(&mut monitor);
+    memory.write_all_at(&byte, at).expect("it can be written");
+    monitor.put("vm.restore", &request).expect("it is whole again");
+    golden.proves_itself();
+    monitor.quit();
+}

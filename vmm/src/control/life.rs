@@ -29,7 +29,6 @@ use crate::{
     host::give_back_memory,
     jobs::Jobs,
     machine::{Host, Machine, attach::terminal::Existing, consoles::Seat},
-    memory::demand::Pager,
     snapshot::RestoreReport,
 };
 
@@ -181,11 +180,9 @@ impl Life {
 
     fn take_down(&mut self) {
         self.board.gauge(None);
-        if let Some(booted) = self.booted.take()
-            && booted.machine.memory().pager().is_some_and(Pager::has_failed)
+        if let Some(mut booted) = self.booted.take()
+            && !booted.machine.can_go()
         {
-            // Whoever waits for a page that cannot be had waits until the process ends: let go, it would find
-            // zeros there, and a disk would be written with them.
             std::mem::forget(booted);
         }
         self.host.consoles.forget();

@@ -9,7 +9,7 @@ use super::{
     Machine, NamedDevice,
     arming::{self, Arming},
 };
-use crate::cpu::VcpuError;
+use crate::{cpu::VcpuError, memory::demand::Pager};
 
 /// A machine could not be stopped.
 #[derive(Debug, Error)]
@@ -57,11 +57,43 @@ impl Machine {
         if let Some(background) = self.memory.background() {
             background.pause();
         }
+        self.pause_devices()
+    }
+
+    fn pause_devices(&self) -> Result<(), LifeError> {
         self.all_devices().for_each(|named| named.device.lock().ask_to_pause());
         for NamedDevice { id, device, .. } in self.all_devices() {
             device.lock().pause().map_err(|source| LifeError::Device { id: id.clone(), source })?;
         }
         Ok(())
+    }
+
+    /// Whether it can be dropped. One of which pages are missing is brought to a standstill for that. If it does not come
+    /// to one, or something of its memory cannot be had, somebody may wait for a page: let go, he would find zeros there,
+    /// and a disk would be written with them. Such a machine has to be left as it is until the process ends.
+    pub(crate) fn can_go(&mut self) -> bool {
+        let Some(has_failed) = self.memory.pager().map(Pager::has_failed) else { return true };
+        let stands = self.vcpus.pause().map_err(LifeError::from).and_then(|()| {
+            if has_failed {
+                // A device that waits would only be waited for.
+                return Ok(false);
+            }
+            self.arming = None;
+            self.platform.let_input(false);
+            self.pause_devices().map(|()| true)
+        });
+        match stands {
+            Ok(true) => {
+                // What waits now is the kernel's, and would keep the VM from going.
+                self.memory.pager().inspect(|pager| pager.let_go());
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                log::error!("a VM that does not stop is left as it is: {}", crate::error::chain(&error));
+                false
+            }
+        }
     }
 
     /// Lets everything run.

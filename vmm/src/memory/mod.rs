@@ -27,7 +27,7 @@ use self::{
     background::{Background, Fill, Ground, MappedZone, Recording, Watch},
     changes::{Origin, TrackError, Tracker},
     content::{ContentError, MemoryMode, RestorePlan, Tally},
-    demand::{DemandZone, OnFailure, Pager, Source},
+    demand::{Building, DemandZone, OnFailure, Pager, Source},
     overlays::Overlays,
 };
 pub use self::{
@@ -243,6 +243,11 @@ impl GuestMemory {
     fn touched(&self, zone: &str, mapping: &MmapRegion) -> io::Result<Vec<Range<u64>>> {
         let above = self.mapped.get(zone).map(|saved| Overlays::of(saved, zone).data()).transpose()?;
         content::touched(mapping, above.unwrap_or_default())
+    }
+
+    /// What is to be told that the machine is there, if something brings in missing pages.
+    pub fn building(&self) -> Option<Building> {
+        self.pager.as_ref().map(Pager::building)
     }
 
     /// What brings in missing pages, if some may be missing.

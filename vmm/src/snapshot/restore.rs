@@ -23,7 +23,7 @@ use crate::{
         BackingError, GuestMemory, OwnFiles,
         background::{Fill, Watch},
         content::{self, ContentError, MemoryMode, RestorePlan},
-        demand::Source,
+        demand::{Building, Source},
     },
     phases::Phases,
 };
@@ -312,8 +312,12 @@ impl Checked {
         let state = MachineState::new(snapshot.into_sections());
         let (vm, beside) = blank.vm().map_err(BuildError::from)?;
         let (commits, clock, tsc) = (request.commits, request.clock, request.tsc);
+        let building = memory.building();
         let restored = Restored { vm, beside, layout, memory, flash, state, supported, commits, clock, tsc };
-        let machine = Machine::restore(&config, host, restored, &mut phases)?;
+        let machine = Machine::restore(&config, host, restored, &mut phases);
+        // First: where memory could not be had, whatever else went wrong may have gone wrong for that.
+        building.map_or(Ok(()), Building::end)?;
+        let machine = machine?;
         if new_generation {
             machine.tell_new_generation();
         }

@@ -19,7 +19,7 @@ use crate::{
     memory::{
         GuestMemory, OwnFiles,
         content::{MemoryMode, RestorePlan, tests::zone},
-        demand::Source,
+        demand::{Building, Source},
         pagemap::Pagemap,
     },
 };
@@ -94,6 +94,7 @@ fn try_machine(
     memory.page_in(&plan, source, &ahead, recording.is_some(), on_failure).unwrap();
     before();
     memory.look_after(&plan, &saved, work.check, (work.fill, ahead, recording), watch)?;
+    memory.building().map_or(Ok(()), Building::end).unwrap();
     Ok(Machine { memory, saved, jobs, failures, directory })
 }
 

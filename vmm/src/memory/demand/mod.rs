@@ -4,6 +4,11 @@
 //! a device or the kernel, waits until the pager has read the chunk around it out of the snapshot, checked
 //! it, and put it there as a whole; a chunk that was zero costs no reading. A chunk that is not what was saved
 //! is never put there: the machine stands where it touched it, and its owner is told.
+//!
+//! Not everybody who waits can be told to give up. A vCPU that is being set up waits inside the kernel (for the page of its
+//! paravirtual clock, say), and so does a thread of the kernel's that fetches a page for a vCPU which does not wait; the VM
+//! cannot go before that one has it. So whoever waits is let go where that does no harm: while the machine is being built,
+//! which then fails, and when it stands still for good.
 
 pub(super) mod uffd;
 
@@ -13,7 +18,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -59,11 +64,21 @@ struct Shared {
     stop: OwnedFd,
     zones: Vec<Zone>,
     source: Source,
-    failed: AtomicBool,
+    stage: parking_lot::Mutex<Stage>,
     on_failure: OnFailure,
     brought: AtomicU64,
     /// What was touched, in order, while that is being noted.
     touched: parking_lot::Mutex<Option<Vec<Touch>>>,
+}
+
+/// What becomes of whoever waits for what cannot be brought in.
+enum Stage {
+    /// He is let go, and finds zeros: the machine that has touched it will not be. With the first that could not be.
+    Building(Option<ContentError>),
+    /// He waits for ever, and the machine's owner is told, once.
+    Running { failed: bool },
+    /// He is let go: nobody uses what he finds.
+    Over,
 }
 
 /// The first touch of a chunk.
@@ -86,9 +101,12 @@ pub struct DemandZone {
     pub present: Vec<Range<u64>>,
 }
 
-/// Brings in what has not been touched, from beside the pager. To be dropped before it.
+/// Brings in what has not been touched, from beside the pager.
 #[derive(Clone)]
 pub struct Filler(Arc<Shared>);
+
+/// A machine that is being built.
+pub struct Building(Arc<Shared>);
 
 /// Pages memory in. Dropped, it leaves what is missing to be zero: only for a machine that is gone.
 pub struct Pager {
@@ -97,8 +115,8 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Begins to serve faults of those zones. Nothing of them has been touched but what is said to be there. With
-    /// `note`, what is touched is noted until it is [taken](Filler::take_touched).
+    /// Begins to serve faults of those zones, of a machine that is being [built](Self::building). Nothing of them has been
+    /// touched but what is said to be there. With `note`, what is touched is noted until it is [taken](Filler::take_touched).
     ///
     /// # Errors
     /// The host has no userfaultfd, no thread, or does not take the memory.
@@ -127,7 +145,7 @@ impl Pager {
             stop,
             zones,
             source,
-            failed: AtomicBool::new(false),
+            stage: parking_lot::Mutex::new(Stage::Building(None)),
             on_failure,
             brought: AtomicU64::new(0),
             touched: parking_lot::Mutex::new(note.then(Vec::new)),
@@ -143,7 +161,19 @@ impl Pager {
 
     /// Whether something of what is missing cannot be brought in: whoever touched it waits.
     pub fn has_failed(&self) -> bool {
-        self.shared.failed.load(Ordering::Acquire)
+        matches!(*self.shared.stage.lock(), Stage::Running { failed: true })
+    }
+
+    /// What is to be told that the machine is there.
+    pub fn building(&self) -> Building {
+        Building(Arc::clone(&self.shared))
+    }
+
+    /// Lets go of whoever waits: from now on what is missing is zero. Only for a machine of which nothing runs any more
+    /// that could use what it finds.
+    pub fn let_go(&self) {
+        *self.shared.stage.lock() = Stage::Over;
+        self.shared.let_go();
     }
 
     /// Bytes that were brought in so far, zeros included.
@@ -170,7 +200,7 @@ impl Pager {
             if tally.is_cancelled() {
                 return Err(ContentError::Cancelled);
             }
-            self.shared.bring(zone, chunk, &mut buffer)?;
+            self.shared.bring_beside(zone, chunk, &mut buffer)?;
             tally.add(size);
         }
         self.shared.wait_for_coming();
@@ -204,7 +234,7 @@ impl Pager {
         let mut buffer = self.shared.buffer();
         for number in offset / chunk..offset.saturating_add(size).div_ceil(chunk) {
             let Ok(number) = usize::try_from(number) else { return Ok(()) };
-            self.shared.bring(zone, number, &mut buffer)?;
+            self.shared.bring_beside(zone, number, &mut buffer)?;
         }
         Ok(())
     }
@@ -222,7 +252,7 @@ impl Filler {
     /// It cannot be read, or is damaged.
     pub fn bring(&self, chunk: u64, buffer: &mut [u8]) -> Result<bool, ContentError> {
         match self.0.at_file_chunk(chunk) {
-            Some((zone, chunk)) => self.0.bring(zone, chunk, buffer),
+            Some((zone, chunk)) => self.0.bring_beside(zone, chunk, buffer),
             None => Ok(false),
         }
     }
@@ -238,15 +268,36 @@ impl Filler {
     }
 }
 
+impl Building {
+    /// The machine is there, if all could be brought in that was touched when it was built.
+    ///
+    /// # Errors
+    /// The first that could not be: what has touched it has found zeros.
+    pub fn end(self) -> Result<(), ContentError> {
+        let mut stage = self.0.stage.lock();
+        match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Building(Some(error)) => Err(error),
+            Stage::Building(None) => {
+                *stage = Stage::Running { failed: false };
+                Ok(())
+            }
+            other => {
+                *stage = other;
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Shared {
     fn buffer(&self) -> Vec<u8> {
         vec![0; self.source.saved.chunk_length()]
     }
 
-    /// Answers faults until it is to stop. If no more can be had, whoever has one waits for ever, and the owner is told.
+    /// Answers faults until it is to stop, or no more can be had.
     fn serve(&self) {
         if let Err(error) = self.answer() {
-            self.fail(&ContentError::Paging(error));
+            self.fail(ContentError::Paging(error));
         }
     }
 
@@ -269,7 +320,7 @@ impl Shared {
         }
     }
 
-    /// Answers a fault, unless that cannot be: then whoever has it waits for ever, and the owner is told.
+    /// Answers a fault, unless that cannot be.
     fn resolve(&self, fault: &Fault, buffer: &mut [u8]) {
         let Fault { address, written } = *fault;
         let size = self.source.saved.table().chunk_size;
@@ -289,7 +340,7 @@ impl Shared {
                     log::warn!("a reader of guest memory at {page:#x} may wait: {error}");
                 }
             }
-            Err(error) => self.fail(&error),
+            Err(error) => self.fail(error),
         }
     }
 
@@ -303,6 +354,21 @@ impl Shared {
         // What failed is tried again at the next touch: the file may have been restored.
         state.store(if brought.is_ok() { PRESENT } else { MISSING }, Ordering::Release);
         brought.map(|()| true)
+    }
+
+    /// The same for those who do not answer faults. Whoever touched it meanwhile has been passed over, as it was on its way;
+    /// if it does not come he is sent to ask again.
+    fn bring_beside(&self, zone: &Zone, chunk: usize, buffer: &mut [u8]) -> Result<bool, ContentError> {
+        self.bring(zone, chunk, buffer).inspect_err(|_| self.send_again(zone, chunk))
+    }
+
+    fn send_again(&self, zone: &Zone, chunk: usize) {
+        let size = self.source.saved.table().chunk_size;
+        let within = (chunk as u64).saturating_mul(size).min(zone.size);
+        let (start, length) = (zone.start + within, size.min(zone.size - within));
+        if let Err(error) = self.uffd.wake(start, length) {
+            log::warn!("a reader of guest memory at {start:#x} may wait: {error}");
+        }
     }
 
     /// Whether the snapshot has nothing but zeros in a chunk of a zone.
@@ -332,9 +398,31 @@ impl Shared {
         put.map_err(|source| ContentError::File { operation, path, offset, source })
     }
 
-    fn fail(&self, error: &ContentError) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            (self.on_failure)(error);
+    /// Something cannot be brought in.
+    fn fail(&self, error: ContentError) {
+        let mut stage = self.stage.lock();
+        match &mut *stage {
+            Stage::Building(first) => {
+                first.get_or_insert(error);
+                self.let_go();
+            }
+            Stage::Running { failed } => {
+                let told = std::mem::replace(failed, true);
+                drop(stage);
+                if !told {
+                    (self.on_failure)(&error);
+                }
+            }
+            Stage::Over => {}
+        }
+    }
+
+    /// Wakes whoever waits. Nobody waits any more for what is missing.
+    fn let_go(&self) {
+        for zone in &self.zones {
+            if let Err(error) = self.uffd.unregister(zone.start, zone.size) {
+                log::error!("whoever waits for guest memory at {:#x} waits on: {error}", zone.start);
+            }
         }
     }
 
@@ -372,6 +460,13 @@ impl Drop for Pager {
             // A panic aborts the process: there is nothing to learn from the result.
             let _ = thread.join();
         }
+        self.let_go();
+    }
+}
+
+impl std::fmt::Debug for Building {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Building")
     }
 }
 

@@ -44,6 +44,15 @@ fn start(source: Source) -> (Arc<MmapRegion>, Pager, mpsc::Receiver<String>) {
     (mapping, pager, receiver)
 }
 
+/// A pager of a machine that is there, whose third chunk is damaged; and the file.
+fn start_damaged() -> (Arc<MmapRegion>, Pager, mpsc::Receiver<String>, Arc<std::fs::File>) {
+    let source = source();
+    source.saved.base().file.write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
+    let file = Arc::clone(&source.saved.base().file);
+    let (mapping, pager, failures) = start(source);
+    (mapping, pager, failures, file)
+}
+
 #[test]
 fn pages_come_as_they_are_touched() {
     let (mapping, pager, _) = start(source());
@@ -91,11 +100,9 @@ fn the_rest_can_be_filled_and_a_part_fetched_before() {
 
 #[test]
 fn damage_is_told_and_not_put_there() {
-    let source = source();
-    source.saved.base().file.write_all_at(&[0xff], 2 * CHUNK_SIZE + 7).unwrap();
-    let file = Arc::clone(&source.saved.base().file);
-    let (mapping, pager, failures) = start(source);
+    let (mapping, pager, failures, file) = start_damaged();
     assert_eq!(read(&mapping, 0), 1);
+    pager.building().end().unwrap();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(&mapping, 2 * CHUNK_SIZE));
         let failure = failures.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
@@ -106,6 +113,55 @@ fn damage_is_told_and_not_put_there() {
         file.write_all_at(&[3], 2 * CHUNK_SIZE + 7).unwrap();
         pager.fill(&()).unwrap();
         assert_eq!(reader.join().unwrap(), 3);
+    });
+}
+
+#[test]
+fn nobody_waits_for_what_a_machine_that_is_being_built_cannot_have() {
+    let (mapping, pager, failures, _) = start_damaged();
+    let building = pager.building();
+    assert_eq!((read(&mapping, 4 * CHUNK_SIZE), read(&mapping, 2 * CHUNK_SIZE + 5)), (5, 0));
+    // All else is as good as gone, too.
+    assert_eq!(read(&mapping, 6 * CHUNK_SIZE), 0);
+    let error = building.end().unwrap_err().to_string();
+    assert!(error.contains("memory at 0x80000 is damaged"), "{error}");
+    assert!(failures.try_recv().is_err() && !pager.has_failed(), "whoever builds it is told, nobody else");
+    drop(pager);
+}
+
+#[test]
+fn whoever_waits_is_let_go_when_the_machine_stands_still() {
+    let (mapping, pager, failures, _) = start_damaged();
+    pager.building().end().unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&mapping, 2 * CHUNK_SIZE));
+        failures.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert!(pager.has_failed() && !reader.is_finished());
+        pager.let_go();
+        assert_eq!(reader.join().unwrap(), 0);
+    });
+    assert!(failures.try_recv().is_err());
+}
+
+#[test]
+fn whoever_touches_what_is_on_its_way_and_does_not_come_is_heard() {
+    let (mapping, pager, failures, _) = start_damaged();
+    pager.building().end().unwrap();
+    let (zone, chunk) = (&pager.shared.zones[0], 2);
+    // Somebody else brings it in.
+    zone.chunks[chunk].store(COMING, Ordering::Release);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&mapping, 2 * CHUNK_SIZE));
+        while pager.shared.touched.lock().as_ref().is_none_or(Vec::is_empty) {
+            std::thread::yield_now();
+        }
+        assert!(failures.try_recv().is_err());
+        zone.chunks[chunk].store(MISSING, Ordering::Release);
+        assert!(pager.shared.bring_beside(zone, chunk, &mut pager.shared.buffer()).is_err());
+        let failure = failures.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        assert!(failure.contains("memory at 0x80000 is damaged"), "{failure}");
+        pager.let_go();
+        reader.join().unwrap();
     });
 }
 
@@ -140,7 +196,7 @@ fn the_owner_is_told_if_faults_cannot_be_read_any_more() {
         stop: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
         zones: Vec::new(),
         source: source(),
-        failed: AtomicBool::new(false),
+        stage: parking_lot::Mutex::new(Stage::Running { failed: false }),
         on_failure: Arc::new(move |error| drop(sender.send(crate::error::chain(error)))),
         brought: AtomicU64::new(0),
         touched: parking_lot::Mutex::new(None),
@@ -151,5 +207,5 @@ fn the_owner_is_told_if_faults_cannot_be_read_any_more() {
         failure.contains("cannot be paged in any more") && failure.contains("Bad file desc"),
         "{failure}"
     );
-    assert!(shared.failed.load(Ordering::Acquire));
+    assert!(matches!(*shared.stage.lock(), Stage::Running { failed: true }));
 }

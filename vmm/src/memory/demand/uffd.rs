@@ -20,6 +20,7 @@ const fn ioctl(direction: libc::c_ulong, number: libc::c_ulong, size: usize) -> 
 const NEW: libc::c_ulong = IO;
 const API: libc::c_ulong = ioctl(3, 0x3f, size_of::<ApiArguments>());
 const REGISTER: libc::c_ulong = ioctl(3, 0, size_of::<RegisterArguments>());
+const UNREGISTER: libc::c_ulong = ioctl(2, 1, size_of::<Range>());
 const WAKE: libc::c_ulong = ioctl(2, 2, size_of::<Range>());
 const COPY: libc::c_ulong = ioctl(3, 3, size_of::<CopyArguments>());
 const ZEROPAGE: libc::c_ulong = ioctl(3, 4, size_of::<ZeropageArguments>());
@@ -168,6 +169,16 @@ impl Userfaultfd {
         // SAFETY: the argument has the layout that the kernel expects; registering changes nothing of the
         // memory itself.
         checked(unsafe { libc::ioctl(self.0.as_raw_fd(), REGISTER, &raw mut arguments) })
+    }
+
+    /// From now on, missing pages of a range are as in memory that is not registered. Whoever waits for one goes on.
+    ///
+    /// # Errors
+    /// The range is no mapping that can be registered.
+    pub fn unregister(&self, start: u64, len: u64) -> io::Result<()> {
+        let mut range = Range { start, len };
+        // SAFETY: the argument has the layout that the kernel expects; no memory that is there is changed.
+        checked(unsafe { libc::ioctl(self.0.as_raw_fd(), UNREGISTER, &raw mut range) })
     }
 
     /// The next fault that waits; `None` if there is none.
