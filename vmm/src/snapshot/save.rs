@@ -170,10 +170,14 @@ fn prepare(
     progress: &Progress,
 ) -> Result<(), SaveError> {
     let track = track == Some(true);
-    // What is not known to be the parent's gets checksums of its own, and must not be damaged already.
+    // What is not known to be the parent's gets checksums of its own, and must not be damaged already; nor may that of which
+    // the guest has made what it is now.
     let is_parents = parent.is_some_and(|parent| memory.is_from(parent.snapshot.root()));
-    if let Some(background) = memory.background().filter(|_| !is_parents) {
-        phases.time("check", || background.check_rest(progress))?;
+    if let Some(background) = memory.background() {
+        phases.time("check", || match is_parents {
+            true => background.check_touched(progress),
+            false => background.check_rest(progress),
+        })?;
     }
     let can_be_missing = parent.is_some_and(|parent| memory.is_paged_from(parent.snapshot.root()));
     if memory.pager().is_some() && (track || !can_be_missing) {

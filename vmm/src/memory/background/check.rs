@@ -11,7 +11,7 @@ use crate::{
     memory::{
         content::{self, ContentError, Tally},
         mapping,
-        pagemap::Pagemap,
+        pagemap::{Pagemap, Pages},
     },
     parallel,
 };
@@ -45,6 +45,31 @@ pub(super) fn run(ground: &Ground, switch: &Switch, pagemap: &Pagemap) {
     }
 }
 
+/// Checks what has come in and has not been checked: what the guest made of it is saved with checksums of its own.
+///
+/// # Errors
+/// As for [`rest`].
+pub(super) fn touched(ground: &Ground, tally: &dyn Tally) -> Result<(), ContentError> {
+    if !ground.check || ground.mapped.is_empty() {
+        return Ok(());
+    }
+    let pagemap = Pagemap::open().map_err(ContentError::Unchecked)?;
+    let size = ground.saved.table().chunk_size;
+    let mut work = Vec::new();
+    for zone in &ground.mapped {
+        for part in zone.unchecked() {
+            let come = zone.come_in(part, size, &pagemap)?;
+            work.extend(
+                come.into_iter()
+                    .flatten()
+                    .filter(|chunk| !zone.is_checked(*chunk))
+                    .map(|chunk| (zone, chunk)),
+            );
+        }
+    }
+    all_of(ground, &work, tally)
+}
+
 /// Checks all that has not been: what is saved again with checksums of its own must not be damaged already.
 ///
 /// # Errors
@@ -58,17 +83,22 @@ pub(super) fn rest(ground: &Ground, tally: &dyn Tally) -> Result<(), ContentErro
         ground.saved.table().chunks.get(zone.first.saturating_add(*chunk)).is_some()
     };
     let work: Vec<_> = ground.mapped.iter().flat_map(unchecked).filter(stored).collect();
+    all_of(ground, &work, tally)?;
+    // The others were zero.
+    content::verify(&ground.saved, false, tally)
+}
+
+fn all_of(ground: &Ground, work: &[(&MappedZone, u64)], tally: &dyn Tally) -> Result<(), ContentError> {
     let size = ground.saved.table().chunk_size;
     tally.phase("check", Some((work.len() as u64).saturating_mul(size)));
-    parallel::for_each(&work, CHUNKS_PER_THREAD, ground.saved.chunk_length(), |(zone, chunk), buffer| {
+    parallel::for_each(work, CHUNKS_PER_THREAD, ground.saved.chunk_length(), |(zone, chunk), buffer| {
         if tally.is_cancelled() {
             return Err(ContentError::Cancelled);
         }
         tally.add(size);
         ground.check(zone, *chunk, buffer).map(|()| None::<()>)
     })?;
-    // The others were zero.
-    content::verify(&ground.saved, false, tally)
+    Ok(())
 }
 
 /// Checks what is new; returns how many chunks that were.
@@ -77,18 +107,13 @@ fn look(ground: &Ground, switch: &Switch, pagemap: &Pagemap, buffer: &mut [u8]) 
     let mut found = 0;
     for zone in &ground.mapped {
         for part in zone.unchecked() {
-            let bytes = part.start.saturating_mul(size)..part.end.saturating_mul(size);
-            let present = pagemap.present(&zone.mapping, bytes);
-            let present = present.map_err(|source| ContentError::Scan { zone: zone.zone.clone(), source })?;
-            for pages in present {
-                for chunk in pages.range.start / size..pages.range.end.div_ceil(size) {
-                    if !switch.go_on() {
-                        return Ok(found);
-                    }
-                    if !zone.is_checked(chunk) {
-                        ground.check(zone, chunk, buffer)?;
-                        found += 1;
-                    }
+            for chunk in zone.come_in(part, size, pagemap)?.into_iter().flatten() {
+                if !switch.go_on() {
+                    return Ok(found);
+                }
+                if !zone.is_checked(chunk) {
+                    ground.check(zone, chunk, buffer)?;
+                    found += 1;
                 }
             }
         }
@@ -97,6 +122,20 @@ fn look(ground: &Ground, switch: &Switch, pagemap: &Pagemap, buffer: &mut [u8]) 
 }
 
 impl MappedZone {
+    /// Chunks among some, of `size` bytes, of which something is there. One may be there twice.
+    fn come_in(
+        &self,
+        chunks: Range<u64>,
+        size: u64,
+        pagemap: &Pagemap,
+    ) -> Result<Vec<Range<u64>>, ContentError> {
+        let bytes = chunks.start.saturating_mul(size)..chunks.end.saturating_mul(size);
+        let present = pagemap.present(&self.mapping, bytes);
+        let present = present.map_err(|source| ContentError::Scan { zone: self.zone.clone(), source })?;
+        let of = |pages: Pages| pages.range.start / size..pages.range.end.div_ceil(size);
+        Ok(present.into_iter().map(of).collect())
+    }
+
     /// The chunks that have not been checked, those that follow one another together.
     fn unchecked(&self) -> Vec<Range<u64>> {
         let mut parts: Vec<Range<u64>> = Vec::new();

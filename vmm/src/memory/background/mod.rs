@@ -208,6 +208,15 @@ impl Background {
         }
     }
 
+    /// Checks what has come in of zones that are mapped, where chunks are checked at all and it has not been: before
+    /// what differs from the snapshot is saved.
+    ///
+    /// # Errors
+    /// It cannot be read, is damaged, or somebody asked for it to be given up.
+    pub fn check_touched(&self, tally: &dyn Tally) -> Result<(), ContentError> {
+        check::touched(&self.ground, tally)
+    }
+
     /// Checks what has not been of zones that are mapped, where chunks are checked at all: before all is saved again,
     /// with checksums of its own.
     ///

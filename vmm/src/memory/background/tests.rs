@@ -200,6 +200,34 @@ fn damage_is_not_saved_again() {
 }
 
 #[test]
+fn what_the_guest_has_made_of_damage_is_not_saved() {
+    let machine = machine(MemoryMode::Cow, saved(), Work { check: true, ..NOTHING });
+    let touched =
+        || machine.memory.background().unwrap().check_touched(&()).map_err(|error| error.to_string());
+    machine.read(3 * CHUNK_SIZE);
+    let flip = |chunk: u64, to: u8| {
+        machine.saved.base().file.write_all_at(&[to], chunk * CHUNK_SIZE + 4096).unwrap();
+    };
+    // What nobody has touched is as in the snapshot.
+    flip(12, 99);
+    touched().unwrap();
+    // What was read, and what was written, and so is not the file's any more.
+    for chunk in [4, 5] {
+        flip(chunk, 99);
+        let at = usize::try_from(chunk * CHUNK_SIZE).unwrap();
+        let (_, mapping) = &machine.memory.zones()[0];
+        match chunk {
+            4 => assert_eq!(machine.read(chunk * CHUNK_SIZE), 5),
+            _ => mapping.get_slice(at, 1).unwrap().copy_from(&[7u8]),
+        }
+        let said = touched().unwrap_err();
+        assert!(said.contains(&format!("memory at {:#x} is damaged", chunk * CHUNK_SIZE)), "{said}");
+        flip(chunk, u8::try_from(chunk).unwrap() + 1);
+        touched().unwrap();
+    }
+}
+
+#[test]
 fn a_recorded_set_is_brought_in_and_damage_in_it_is_left_alone() {
     for mode in [MemoryMode::Cow, MemoryMode::OnDemand] {
         let saved = saved();
