@@ -40,7 +40,7 @@ pub struct Plan<'w> {
     pub doorbells_added: Vec<&'w Doorbell>,
     /// Whether the dispatch table differs.
     pub handlers: bool,
-    /// Whether main memory differs, in what it shows and not in how it is tracked.
+    /// Whether the memory that devices may reach differs, in what it shows and not in how it is tracked.
     pub memory: bool,
 }
 
@@ -126,9 +126,9 @@ fn same_dispatch(live: &Wiring, staged: &Wiring) -> bool {
         })
 }
 
-/// Whether devices see the same main memory in both.
+/// Whether devices see the same memory in both.
 fn same_memory(live: &Wiring, staged: &Wiring) -> bool {
-    let (before, after) = (slots::merge_ram(live.slots()), slots::merge_ram(staged.slots()));
+    let (before, after) = (slots::merge_reachable(live.slots()), slots::merge_reachable(staged.slots()));
     before.len() == after.len() && before.iter().zip(&after).all(|(a, b)| a.same_backing(b))
 }
 

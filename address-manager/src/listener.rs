@@ -20,7 +20,6 @@ use thiserror::Error;
 use crate::{
     memory::GuestMemoryView,
     slots::{KernelSlots, MemoryRange, SlotChanges},
-    wiring::SlotRole,
 };
 
 /// Is told what a commit changed. Must not call the address manager: a commit is under way.
@@ -28,7 +27,7 @@ pub trait WiringListener: Send + Sync {
     /// Who it is, for reports and errors.
     fn name(&self) -> &str;
 
-    /// What it wants to be told, besides main memory.
+    /// What it wants to be told, besides main memory and persistent memory.
     fn interest(&self) -> Interest {
         Interest::default()
     }
@@ -51,10 +50,10 @@ pub trait WiringListener: Send + Sync {
     fn undo(&self, change: &WiringChange);
 }
 
-/// What a listener wants to be told. Main memory it is always told of.
+/// What a listener wants to be told. Main memory and persistent memory it is always told of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// Slots that are not main memory, as a device's DMA may reach them.
+    /// Windows of devices, as a passed-through device's DMA may reach them.
     pub device_slots: bool,
     /// Slots whose dirty tracking is switched.
     pub tracking: bool,
@@ -82,9 +81,9 @@ pub struct WiringChange {
     pub added: Vec<MemoryRange>,
     /// Ranges whose tracking was switched, with their new flags.
     pub reflagged: Vec<MemoryRange>,
-    /// All of main memory as it is now.
+    /// All memory that devices may reach, as it is now.
     pub memory: Arc<GuestMemoryView>,
-    /// All of main memory as it was.
+    /// The same as it was.
     pub memory_before: Arc<GuestMemoryView>,
 }
 
@@ -96,7 +95,7 @@ impl WiringChange {
         memory_before: &Arc<GuestMemoryView>,
         interest: Interest,
     ) -> Self {
-        let wanted = |range: &&MemoryRange| range.role == SlotRole::Ram || interest.device_slots;
+        let wanted = |range: &&MemoryRange| range.role.is_reachable() || interest.device_slots;
         let SlotChanges { removed, added, reflagged } = changes;
         let reflagged = reflagged.iter().filter(|_| interest.tracking).map(|(_, after)| &after.range);
         Self {

@@ -109,7 +109,7 @@ impl AddressManager {
         Dispatcher::new(&self.dispatch)
     }
 
-    /// The live main memory.
+    /// The live memory that devices may reach.
     pub fn memory(&self) -> MemoryHandle {
         MemoryHandle::new(Arc::clone(&self.memory))
     }

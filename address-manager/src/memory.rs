@@ -1,6 +1,6 @@
-//! Guest memory as devices see it: main memory alone, by guest-physical address.
+//! Guest memory as devices see it: main memory and persistent memory, by guest-physical address.
 //!
-//! A [`GuestMemoryView`] is made at commit from the RAM slots and never changes; it works with all
+//! A [`GuestMemoryView`] is made at commit from their slots and never changes; it works with all
 //! of `vm_memory`'s traits. It is no owner of memory policy: zones, files and huge pages are
 //! `vmm`'s. A view keeps its host memory mapped, so a worker that has not looked at a newer one
 //! writes to memory that the guest no longer sees, never to memory that is gone.
@@ -14,14 +14,14 @@ use vm_memory::{
 
 use crate::{
     publish::{Publication, Reader},
-    slots::{MemoryRange, merge_ram},
+    slots::{MemoryRange, merge_reachable},
     wiring::Wiring,
 };
 
-/// All of main memory.
+/// All memory that devices may reach.
 pub type GuestMemoryView = GuestRegionCollection<RamRegion>;
 
-/// A stretch of main memory that is contiguous for the guest and in this process.
+/// A stretch of it that is contiguous for the guest and in this process.
 #[derive(Clone, Debug)]
 pub struct RamRegion {
     base: GuestAddress,
@@ -102,9 +102,10 @@ impl GuestMemoryRegion for RamRegion {
 
 impl GuestMemoryRegionBytes for RamRegion {}
 
-/// The view of a wiring's main memory. Neighbouring pieces of one mapping are one region.
+/// The view of what devices may reach in a wiring. Neighbouring pieces of one mapping are one region.
 pub fn view_of(wiring: &Wiring) -> GuestMemoryView {
-    let regions: Vec<RamRegion> = merge_ram(wiring.slots()).into_iter().filter_map(RamRegion::of).collect();
+    let regions: Vec<RamRegion> =
+        merge_reachable(wiring.slots()).into_iter().filter_map(RamRegion::of).collect();
     // What a wiring holds is sorted and without overlap, so this fails for an empty one alone.
     GuestMemoryView::from_regions(regions).unwrap_or_default()
 }
@@ -136,7 +137,7 @@ impl MemoryHandle {
     }
 }
 
-/// One thread's view of main memory. Costs one atomic load while nothing changed.
+/// One thread's view of that memory. Costs one atomic load while nothing changed.
 #[derive(Clone, Debug)]
 pub struct MemoryReader {
     reader: Reader<GuestMemoryView>,

@@ -94,9 +94,9 @@ pub fn merge<'s>(slots: impl IntoIterator<Item = &'s Slot>) -> Vec<MemoryRange> 
     join(slots, |range, slot| range.flags == slot.flags)
 }
 
-/// The same for main memory alone, and whatever the flags: as devices see it.
-pub fn merge_ram<'s>(slots: impl IntoIterator<Item = &'s Slot>) -> Vec<MemoryRange> {
-    join(slots.into_iter().filter(|slot| slot.role == SlotRole::Ram), |_, _| true)
+/// The same for what devices may reach, and whatever the flags: as they see it.
+pub fn merge_reachable<'s>(slots: impl IntoIterator<Item = &'s Slot>) -> Vec<MemoryRange> {
+    join(slots.into_iter().filter(|slot| slot.role.is_reachable()), |_, _| true)
 }
 
 fn join<'s>(

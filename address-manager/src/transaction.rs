@@ -252,7 +252,7 @@ impl<'m> Transaction<'m> {
         id
     }
 
-    /// The staged main memory.
+    /// The staged memory that devices may reach.
     pub fn memory(&self) -> Arc<GuestMemoryView> {
         let mut staged = self.staged.lock();
         let Staged { wiring, memory, .. } = &mut *staged;

@@ -9,13 +9,13 @@ use crate::memory::{GuestMemoryView, RamRegion};
 /// `MAP_SHARED` of <linux/mman.h>; `MAP_SHARED_VALIDATE` has this bit as well.
 const MAP_SHARED: i32 = 1;
 
-/// Main memory in as few regions as it can be told in, by guest-physical address.
+/// What devices may reach, in as few regions as it can be told in, by guest-physical address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryTable {
     regions: Vec<TableRegion>,
 }
 
-/// A stretch of main memory that is contiguous for the guest, in this process, and in its file.
+/// A stretch of memory that is contiguous for the guest, in this process, and in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRegion {
     /// First guest-physical address.
@@ -47,7 +47,7 @@ impl PartialEq for RegionFile {
 impl Eq for RegionFile {}
 
 impl MemoryTable {
-    /// Of all main memory that a view has.
+    /// Of all memory that a view has.
     pub fn of(memory: &GuestMemoryView) -> Self {
         // A view has its regions by address.
         Self { regions: join(memory.iter().map(TableRegion::of)) }

@@ -102,7 +102,7 @@ fn mapped(file: &Arc<File>, page: u64, pages: u64) -> Arc<MmapRegion> {
 }
 
 #[test]
-fn a_table_has_main_memory_with_its_addresses_and_files() {
+fn a_table_has_main_and_persistent_memory_with_its_addresses_and_files() {
     let (manager, _vm) = manager();
     let (own, file) = (host(16), file(16));
     let shared = mapped(&file, 4, 8);
@@ -110,7 +110,7 @@ fn a_table_has_main_memory_with_its_addresses_and_files() {
     let private = MmapRegion::build(Some(copy), usize::try_from(PAGE).unwrap(), shared.prot(), MAP_PRIVATE);
     let transaction = manager.begin();
     // Out of order, in pieces, with a window of a device between them.
-    transaction.add_slot(ram(64, 2, &shared, 3)).unwrap();
+    transaction.add_slot(Slot { role: SlotRole::Persistent, ..ram(64, 2, &shared, 3) }).unwrap();
     transaction.add_slot(ram(2, 3, &own, 2)).unwrap();
     transaction.add_slot(ram(0, 2, &own, 0)).unwrap();
     transaction.add_slot(Slot { role: SlotRole::Device, ..ram(5, 1, &own, 5) }).unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use hypervisor::SlotFlags;
 use vm_memory::MmapRegion;
 
-use super::{KernelSlots, MemoryRange, SlotLimits, changes, merge, merge_ram};
+use super::{KernelSlots, MemoryRange, SlotLimits, changes, merge, merge_reachable};
 use crate::{
     Slot, SlotRole,
     testing::{PAGE, host, ram},
@@ -183,10 +183,12 @@ fn a_neighbour_of_live_memory_leaves_it_alone() {
 }
 
 #[test]
-fn devices_see_main_memory_alone_and_no_flags() {
+fn devices_see_main_and_persistent_memory_and_no_flags() {
     let mapping = host(8);
     let tracked = Slot { flags: SlotFlags::LOG_DIRTY, ..ram(1, 1, &mapping, 1) };
     let window = Slot { role: SlotRole::Device, ..ram(2, 1, &mapping, 2) };
-    let ranges = merge_ram(&[ram(0, 1, &mapping, 0), tracked, window]);
-    assert_eq!(ranges.iter().map(|range| range.size / PAGE).collect::<Vec<_>>(), [2]);
+    let persistent = Slot { role: SlotRole::Persistent, ..ram(3, 3, &mapping, 3) };
+    let ranges = merge_reachable(&[ram(0, 1, &mapping, 0), tracked, window, persistent]);
+    let pages = |range: &MemoryRange| (range.base / PAGE, range.size / PAGE);
+    assert_eq!(ranges.iter().map(pages).collect::<Vec<_>>(), [(0, 2), (3, 3)]);
 }

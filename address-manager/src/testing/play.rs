@@ -125,7 +125,11 @@ impl World {
             mapping: Arc::clone(script.pick(&self.mappings)),
             offset: offset * PAGE,
             flags: if kind / 4 == 15 { SlotFlags::READ_ONLY } else { SlotFlags::empty() },
-            role: if kind / 4 == 14 { SlotRole::Device } else { SlotRole::Ram },
+            role: match kind / 4 {
+                13 => SlotRole::Persistent,
+                14 => SlotRole::Device,
+                _ => SlotRole::Ram,
+            },
             owner: script.pick(&self.owners).clone(),
         }
     }
@@ -492,7 +496,7 @@ impl<'b> Player<'b> {
         for (mirror, all) in self.mirrors.iter().zip([true, false]) {
             let ranges = mirror.ranges.lock();
             let told: BTreeMap<u64, u64> = ranges.iter().flat_map(pages_of).collect();
-            let slots = naive.pieces.slots.iter().filter(|slot| all || slot.role == SlotRole::Ram);
+            let slots = naive.pieces.slots.iter().filter(|slot| all || slot.role != SlotRole::Device);
             let there: BTreeMap<u64, u64> = slots
                 .flat_map(|slot| (0..slot.size / PAGE).map(|page| page * PAGE).map(move |at| (slot, at)))
                 .map(|(slot, at)| (slot.base + at, slot.host_address() + at))
@@ -577,10 +581,10 @@ fn route_order(route: &Route) -> (u32, Option<u32>) {
 }
 
 fn check_memory(view: &crate::GuestMemoryView, naive: &Naive) {
-    let ram = |slot: &&Slot| slot.role == SlotRole::Ram;
-    let held: u64 = naive.pieces.slots.iter().filter(ram).map(|slot| slot.size).sum();
+    let reachable = |slot: &&Slot| slot.role != SlotRole::Device;
+    let held: u64 = naive.pieces.slots.iter().filter(reachable).map(|slot| slot.size).sum();
     assert_eq!(view.iter().map(GuestMemoryRegion::len).sum::<u64>(), held);
-    for slot in naive.pieces.slots.iter().filter(ram) {
+    for slot in naive.pieces.slots.iter().filter(reachable) {
         for page in 0..slot.size / PAGE {
             let host = view.get_host_address(GuestAddress(slot.base + page * PAGE)).unwrap();
             assert_eq!(host as u64, slot.host_address() + page * PAGE);

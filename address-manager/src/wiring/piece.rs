@@ -50,9 +50,22 @@ impl From<&str> for Owner {
 pub enum SlotRole {
     /// Main memory: devices may reach it, vhost back ends and dirty tracking are told of it.
     Ram,
-    /// A device's window onto host memory (a passed-through BAR, pmem, a shared region). Not part
+    /// Persistent memory: storage that drivers put buffers into as if it was main memory. Devices may reach it, and vhost
+    /// back ends are told of it; it is not tracked, as its content is the host's.
+    Persistent,
+    /// A device's window onto host memory (a passed-through BAR, a shared region). Not part
     /// of [`GuestMemoryView`](crate::GuestMemoryView).
     Device,
+}
+
+impl SlotRole {
+    /// Whether devices may reach it.
+    pub fn is_reachable(self) -> bool {
+        match self {
+            Self::Ram | Self::Persistent => true,
+            Self::Device => false,
+        }
+    }
 }
 
 /// A guest-physical range that shows host memory.

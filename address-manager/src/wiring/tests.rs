@@ -182,14 +182,15 @@ fn tracking_covers_memory_that_comes_later_and_no_device() {
     wiring.track_dirty(true);
     wiring.add_slot(ram(1, 1, &mapping, 1)).unwrap();
     wiring.add_slot(window).unwrap();
+    wiring.add_slot(super::Slot { role: SlotRole::Persistent, ..ram(3, 1, &mapping, 3) }).unwrap();
     let tracked = |wiring: &Wiring| {
         wiring.slots().map(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY)).collect::<Vec<_>>()
     };
-    assert_eq!(tracked(&wiring), [true, true, false]);
+    assert_eq!(tracked(&wiring), [true, true, false, false]);
     // Whoever added a slot removes it by the name it gave.
     wiring.remove_slot(&ram(1, 1, &mapping, 1)).unwrap();
     wiring.track_dirty(false);
-    assert_eq!(tracked(&wiring), [false, false]);
+    assert_eq!(tracked(&wiring), [false; 3]);
 }
 
 #[test]
