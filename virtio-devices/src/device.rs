@@ -32,6 +32,8 @@ impl DeviceType {
     pub const CONSOLE: Self = Self(3);
     /// Entropy source.
     pub const RNG: Self = Self(4);
+    /// Persistent memory.
+    pub const PMEM: Self = Self(27);
 }
 
 /// An enabled queue, ready to be served.
