@@ -107,12 +107,12 @@ pci_device! {
     #[derive(Default)]
     pub struct PmemConfig {
         ..pci,
-        /// File that backs it.
+        /// File that backs it; or, with a size, a directory for one without a name.
         pub file: PathBuf,
-        /// Size in bytes; the file's if absent.
+        /// Size in bytes, a multiple of 2 MiB; the file's if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub size: Option<u64>,
-        /// Whether what the guest writes is dropped at the end.
+        /// Whether what the guest writes is dropped at the end, and the file is only read.
         #[serde(default)]
         pub discard_writes: bool,
     }

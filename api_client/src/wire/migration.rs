@@ -94,7 +94,7 @@ pub struct RestoreOverride {
     /// A console's other end; with it come the file or the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<ConsoleMode>,
-    /// The file of a console's mode `File`, or of a memory zone.
+    /// The file of a console's mode `File`, of a memory zone, or of persistent memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// The socket of a console's mode `Socket`.

@@ -106,7 +106,7 @@ fn body(name: &str) -> &'static str {
         "vm.add-device" => r#"{"path":"/sys/none"}"#,
         "vm.add-fs" => r#"{"tag":"a","socket":"/nowhere"}"#,
         "vm.add-generic-vhost-user" => r#"{"socket":"/nowhere","queue_sizes":[64],"device_type":26}"#,
-        "vm.add-pmem" => r#"{"file":"/nowhere"}"#,
+        "vm.add-pmem" => r#"{"file":"/nowhere","id":"memory"}"#,
         "vm.add-user-device" => r#"{"socket":"/nowhere"}"#,
         "vm.add-vdpa" => r#"{"path":"/nowhere"}"#,
         "vm.add-vsock" => r#"{"cid":3,"socket":"/nowhere"}"#,
@@ -144,6 +144,7 @@ fn every_endpoint_answers_in_every_state_as_clients_expect() {
         ("vm.resize-zone", [404, 500, 500, 500]),
         ("vm.remove-device", [404, 404, 404, 404]),
         ("vm.add-disk", [404, 204, 500, 500]),
+        ("vm.add-pmem", [404, 204, 500, 500]),
         ("vm.snapshot", [500, 500, 500, 500]),
         ("vm.restore", [500, 500, 500, 500]),
         ("vm.send-migration", [500, 500, 500, 500]),
@@ -165,7 +166,9 @@ fn every_endpoint_answers_in_every_state_as_clients_expect() {
     assert_eq!(server.create(&json!({})).status, 204);
     check(1);
     assert_eq!(server.create(&json!({})).status, 500);
-    assert_eq!(server.ask("PUT", "vm.remove-device", r#"{"id":"extra"}"#).status, 204);
+    for added in [r#"{"id":"extra"}"#, r#"{"id":"memory"}"#] {
+        assert_eq!(server.ask("PUT", "vm.remove-device", added).status, 204);
+    }
     assert_eq!(server.put("vm.boot"), 204);
     check(2);
     assert_eq!(server.put("vm.pause"), 204);
@@ -298,7 +301,7 @@ fn a_mistake_is_told_as_one_before_what_is_not_there_yet() {
         ),
         ("vm.add-net", r#"{"num_queues":3,"vhost_user":true,"vhost_socket":"/s"}"#, ""),
         ("vm.add-disk", r#"{"vhost_user":true}"#, ""),
-        ("vm.add-pmem", r#"{"file":"/f","pci_segment":9}"#, r#"{"file":"/f"}"#),
+        ("vm.add-pmem", r#"{"file":"/f","pci_segment":9}"#, ""),
         ("vm.add-vdpa", r#"{"path":"/v","pci_device_id":32}"#, r#"{"path":"/v"}"#),
     ];
     let check = || {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use arch::x86_64::{feature::UnknownFeature, topology::TopologyError};
 use thiserror::Error;
 
-use super::{DeviceConfig, MemoryZoneConfig, PAGE_SIZE, PciPlace, VmConfig};
+use super::{DeviceConfig, MemoryZoneConfig, PAGE_SIZE, PMEM_ALIGNMENT, PciPlace, VmConfig};
 
 /// What kind of mistake a [`ConfigError`] is: the REST API answers each with another code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,6 +257,12 @@ impl VmConfig {
                 }
                 Ok(())
             }
+            DeviceConfig::Pmem(pmem) => match pmem.size {
+                Some(size) if size == 0 || !size.is_multiple_of(PMEM_ALIGNMENT) => {
+                    bad(format!("size {size}: a multiple of 2 MiB above 0"))
+                }
+                _ => Ok(()),
+            },
             DeviceConfig::Console(_) | DeviceConfig::Rng(_) => Ok(()),
         }
     }

@@ -17,6 +17,8 @@ pub enum DeviceKind {
     Net,
     /// Virtio entropy source.
     Rng,
+    /// Virtio persistent memory.
+    Pmem,
 }
 
 /// Where a device shall be in PCI.
@@ -39,6 +41,8 @@ pub enum DeviceConfig {
     Net(NetConfig),
     /// Virtio entropy source.
     Rng(RngConfig),
+    /// Virtio persistent memory.
+    Pmem(PmemConfig),
 }
 
 impl DeviceConfig {
@@ -49,6 +53,7 @@ impl DeviceConfig {
             Self::Block(config) => &config.id,
             Self::Net(config) => &config.id,
             Self::Rng(config) => &config.id,
+            Self::Pmem(config) => &config.id,
         }
     }
 
@@ -59,6 +64,7 @@ impl DeviceConfig {
             Self::Block(_) => DeviceKind::Block,
             Self::Net(_) => DeviceKind::Net,
             Self::Rng(_) => DeviceKind::Rng,
+            Self::Pmem(_) => DeviceKind::Pmem,
         }
     }
 
@@ -69,6 +75,7 @@ impl DeviceConfig {
             Self::Block(config) => &config.place,
             Self::Net(config) => &config.place,
             Self::Rng(config) => &config.place,
+            Self::Pmem(config) => &config.place,
         }
     }
 
@@ -79,7 +86,7 @@ impl DeviceConfig {
             Self::Block(config) => vec![config.queue_size; usize::from(config.num_queues)],
             // A receive and a transmit queue a pair, and the control queue.
             Self::Net(config) => vec![config.queue_size; 2 * usize::from(config.queue_pairs) + 1],
-            Self::Rng(_) => vec![256],
+            Self::Rng(_) | Self::Pmem(_) => vec![256],
         }
     }
 }
@@ -122,6 +129,24 @@ pub struct RngConfig {
     pub place: PciPlace,
     /// Where entropy is read from.
     pub source: PathBuf,
+}
+
+/// What the size of persistent memory, and its place in the guest, are multiples of, in bytes: guests map it by huge pages.
+pub const PMEM_ALIGNMENT: u64 = 2 << 20;
+
+/// Virtio persistent memory.
+#[derive(Clone, Debug)]
+pub struct PmemConfig {
+    /// Id.
+    pub id: String,
+    /// Where it shall be.
+    pub place: PciPlace,
+    /// The file that is shown; or a directory, for a file without a name.
+    pub file: PathBuf,
+    /// Bytes of it that are shown, a multiple of [`PMEM_ALIGNMENT`] above 0; all of the file if not given.
+    pub size: Option<u64>,
+    /// What the guest writes is gone at the end, and the file stays as it is.
+    pub discard_writes: bool,
 }
 
 /// A token bucket: `size` units, refilled evenly within `refill_ms`.

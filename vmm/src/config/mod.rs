@@ -18,7 +18,7 @@ pub use self::{
     check::{ConfigError, ErrorClass},
     device::{
         BlockConfig, BucketConfig, ConsoleConfig, ConsoleTarget, DeviceConfig, DeviceKind, ImageType,
-        LockGranularity, NetConfig, PciPlace, RateLimit, RngConfig,
+        LockGranularity, NetConfig, PMEM_ALIGNMENT, PciPlace, PmemConfig, RateLimit, RngConfig,
     },
     numa::NumaNode,
 };

@@ -8,7 +8,7 @@ use devices::pci::Bdf;
 use super::{
     DeviceLayout, HotplugLayout, Layout, LayoutError, RamLayout, RangeLayout, SegmentLayout, VcpuLayout,
 };
-use crate::config::{DeviceConfig, SegmentWeights, VmConfig};
+use crate::config::{DeviceConfig, PMEM_ALIGNMENT, SegmentWeights, VmConfig};
 
 /// Where memory that is added begins is a multiple of this: guests add memory in blocks, of 128 MiB and more.
 pub(super) const HOTPLUG_ALIGNMENT: u64 = 1 << 30;
@@ -29,11 +29,17 @@ pub struct HostCaps {
 }
 
 impl Layout {
-    /// Allocates a layout for a machine that has none. `flash` is where its firmware's image says it has to be.
+    /// Allocates a layout for a machine that has none. `flash` is where its firmware's image says it has to be; `windows`
+    /// has the sizes of the memory that devices show, by their ids.
     ///
     /// # Errors
     /// Something does not fit: memory, devices in their slots, BARs in their window, vCPUs.
-    pub fn allocate(config: &VmConfig, caps: &HostCaps, flash: Option<Range>) -> Result<Self, LayoutError> {
+    pub fn allocate(
+        config: &VmConfig,
+        caps: &HostCaps,
+        flash: Option<Range>,
+        windows: &BTreeMap<String, u64>,
+    ) -> Result<Self, LayoutError> {
         let phys_bits = config.cpus.max_phys_bits.min(caps.phys_bits);
         let ram = place_ram(config)?;
         let ram_end = ram.iter().map(|part| part.base + part.size).max().unwrap_or(0).max(map::HOLE_END);
@@ -47,7 +53,7 @@ impl Layout {
             return Err(too_large());
         }
         let segments = place_segments(config, ram_end, phys_bits)?;
-        let devices = place_devices(&config.devices, &segments)?;
+        let devices = place_devices(&config.devices, windows, &segments)?;
         let mut layout = Self {
             phys_bits,
             ram,
@@ -149,9 +155,10 @@ fn place_vcpus(config: &VmConfig, caps: &HostCaps) -> Result<Vec<VcpuLayout>, La
 }
 
 /// Devices that name a slot get it; the others the next free one of their segment, in order. BARs
-/// follow one another in each segment's upper window.
+/// follow one another in each segment's upper window, and the memory that devices show comes behind them.
 fn place_devices(
     configs: &[DeviceConfig],
+    windows: &BTreeMap<String, u64>,
     segments: &[SegmentLayout],
 ) -> Result<Vec<DeviceLayout>, LayoutError> {
     let mut taken: BTreeSet<(u16, u8)> = BTreeSet::new();
@@ -168,7 +175,7 @@ fn place_devices(
             });
         }
     }
-    let mut next_bar: BTreeMap<u16, u64> =
+    let mut next_free: BTreeMap<u16, u64> =
         segments.iter().map(|segment| (segment.number, segment.mmio64.base)).collect();
     let mut devices = Vec::with_capacity(configs.len());
     for config in configs {
@@ -186,20 +193,36 @@ fn place_devices(
         };
         let queue_sizes = config.queue_sizes();
         let size = super::bar_size(queue_sizes.len());
-        let next = next_bar.get_mut(&number).ok_or_else(full)?;
-        let bar = next.checked_next_multiple_of(size).ok_or_else(full)?;
-        let end = bar.checked_add(size).ok_or_else(full)?;
-        if end > segment.mmio64.base + segment.mmio64.size {
-            return Err(full());
-        }
-        *next = end;
+        let next = next_free.get_mut(&number).ok_or_else(full)?;
+        let bar = take(next, size, size, segment).ok_or_else(full)?;
         devices.push(DeviceLayout {
             id: id.to_owned(),
             kind: config.kind(),
             bdf: Bdf::new(number, 0, slot, 0).ok_or_else(full)?,
             bar,
             queue_sizes,
+            window: None,
         });
     }
+    for device in &mut devices {
+        let Some(size) = windows.get(&device.id).copied() else { continue };
+        let number = device.bdf.segment();
+        let full = || LayoutError::SegmentFull { id: device.id.clone(), segment: number };
+        let segment = segments.iter().find(|segment| segment.number == number).ok_or_else(full)?;
+        let next = next_free.get_mut(&number).ok_or_else(full)?;
+        let base = take(next, size, PMEM_ALIGNMENT, segment).ok_or_else(full)?;
+        device.window = Some(RangeLayout { base, size });
+    }
     Ok(devices)
+}
+
+/// The next `size` bytes of a segment's upper window, from a multiple of `align` on; `None` if there are not so many.
+fn take(next: &mut u64, size: u64, align: u64, segment: &SegmentLayout) -> Option<u64> {
+    let base = next.checked_next_multiple_of(align)?;
+    let end = base.checked_add(size)?;
+    if end > segment.mmio64.base + segment.mmio64.size {
+        return None;
+    }
+    *next = end;
+    Some(base)
 }

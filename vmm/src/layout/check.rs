@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use arch::x86_64::layout as map;
 use thiserror::Error;
 
-use super::{HostCaps, HotplugLayout, Layout, RangeLayout, allocate::HOTPLUG_ALIGNMENT};
-use crate::config::{ConsoleTarget, VmConfig};
+use super::{DeviceLayout, HostCaps, HotplugLayout, Layout, RangeLayout, allocate::HOTPLUG_ALIGNMENT};
+use crate::config::{ConsoleTarget, DeviceConfig, PMEM_ALIGNMENT, VmConfig};
 
 /// A layout that cannot be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -182,6 +182,7 @@ impl Layout {
             if !device.bar.is_multiple_of(size) {
                 return mismatch(format!("{}: BAR at {:#x}", device.id, device.bar));
             }
+            self.check_window(device, wanted)?;
         }
         if self.devices.len() != config.devices.len() {
             return mismatch(format!("{} devices, configured {}", self.devices.len(), config.devices.len()));
@@ -189,6 +190,34 @@ impl Layout {
         let places: BTreeSet<_> = self.devices.iter().map(|device| device.bdf).collect();
         if places.len() != self.devices.len() {
             return mismatch("two devices have one PCI address".into());
+        }
+        Ok(())
+    }
+
+    /// The memory that a device shows: there where its kind has some, as large as is configured, in the upper window of
+    /// its segment. That nothing else is there is found out when it is staged.
+    fn check_window(&self, device: &DeviceLayout, wanted: &DeviceConfig) -> Result<(), LayoutError> {
+        let mismatch = |what: String| Err(LayoutError::Mismatch { what });
+        let id = &device.id;
+        let asked = match wanted {
+            DeviceConfig::Pmem(pmem) => pmem.size,
+            _ if device.window.is_none() => return Ok(()),
+            _ => return mismatch(format!("{id}: memory that no device of its kind has")),
+        };
+        let Some(RangeLayout { base, size }) = device.window else {
+            return mismatch(format!("{id}: its memory has no place"));
+        };
+        if let Some(asked) = asked.filter(|asked| *asked != size) {
+            return mismatch(format!("{id}: {size} bytes of memory, configured {asked}"));
+        }
+        let segment = self.segments.iter().find(|segment| segment.number == device.bdf.segment());
+        let within = |range: RangeLayout| {
+            let last = range.base.saturating_add(range.size);
+            base >= range.base && base.checked_add(size).is_some_and(|end| end <= last)
+        };
+        let is_whole = size > 0 && size.is_multiple_of(PMEM_ALIGNMENT) && base.is_multiple_of(PMEM_ALIGNMENT);
+        if !is_whole || !segment.is_some_and(|segment| within(segment.mmio64)) {
+            return mismatch(format!("{id}: memory at {base:#x}+{size:#x}"));
         }
         Ok(())
     }

@@ -123,6 +123,9 @@ pub struct DeviceLayout {
     pub bar: u64,
     /// Greatest size of each of its virtqueues.
     pub queue_sizes: Vec<u16>,
+    /// Where it shows memory of its own; none for kinds that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<RangeLayout>,
 }
 
 impl Layout {

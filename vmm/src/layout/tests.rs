@@ -1,5 +1,7 @@
 //! Where things come to lie, and which saved layouts are taken over.
 
+use std::collections::BTreeMap;
+
 use api_client::wire;
 use arch::x86_64::layout as map;
 use serde_json::{Value, json};
@@ -16,7 +18,7 @@ fn config(said: Value) -> VmConfig {
 }
 
 fn allocate(said: Value) -> Result<Layout, LayoutError> {
-    Layout::allocate(&config(said), &CAPS, None)
+    Layout::allocate(&config(said), &CAPS, None, &BTreeMap::new())
 }
 
 fn zones() -> Value {
@@ -46,7 +48,7 @@ fn memory_to_be_added_is_above_all_that_is_there() {
 #[test]
 fn a_saved_layout_keeps_the_same_memory_for_the_same_zones() {
     let config = config(zones());
-    let layout = Layout::allocate(&config, &CAPS, None).unwrap();
+    let layout = Layout::allocate(&config, &CAPS, None, &BTreeMap::new()).unwrap();
     layout.check(&config, &CAPS).unwrap();
     let refused = |change: &dyn Fn(&mut Vec<HotplugLayout>)| {
         let mut other = layout.clone();
@@ -119,8 +121,46 @@ fn a_serial_port_is_there_or_not() {
         ("Null", "Off", "saved layout: a serial port, configured no serial port"),
         ("Off", "Tty", "saved layout: no serial port, configured a serial port"),
     ] {
-        let layout = Layout::allocate(&with(saved), &CAPS, None).unwrap();
+        let layout = Layout::allocate(&with(saved), &CAPS, None, &BTreeMap::new()).unwrap();
         layout.check(&with(saved), &CAPS).unwrap();
         assert_eq!(layout.check(&with(now), &CAPS).unwrap_err().to_string(), expected);
     }
+}
+
+#[test]
+fn memory_that_devices_show_lies_behind_the_bars() {
+    let said = json!({ "pmem": [{ "id": "a", "file": "/a" }, { "id": "b", "file": "/b", "size": 6 << 20 }] });
+    let config = config(said);
+    let sizes = |a: u64| BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), 6 << 20)]);
+    let layout = Layout::allocate(&config, &CAPS, None, &sizes(2 << 20)).unwrap();
+    layout.check(&config, &CAPS).unwrap();
+    let last_bar = layout.devices.iter().map(|device| device.bar).max().unwrap();
+    let windows: Vec<RangeLayout> = layout.devices.iter().filter_map(|device| device.window).collect();
+    let [a, b] = windows[..] else { panic!("{windows:?}") };
+    assert!(a.base > last_bar && a.base.is_multiple_of(2 << 20));
+    assert_eq!((a.size, b.size, b.base), (2 << 20, 6 << 20, a.base + a.size));
+    // Without them the BARs are where they are with them.
+    let bars = |layout: &Layout| layout.devices.iter().map(|device| device.bar).collect::<Vec<_>>();
+    assert_eq!(bars(&Layout::allocate(&config, &CAPS, None, &BTreeMap::new()).unwrap()), bars(&layout));
+    let full = Layout::allocate(&config, &CAPS, None, &sizes(1 << 46)).unwrap_err();
+    assert!(full.to_string().starts_with("a: no place is left"), "{full}");
+
+    let refused = |number: usize, window: Option<RangeLayout>| {
+        let mut other = layout.clone();
+        other.devices[number].window = window;
+        other.check(&config, &CAPS).unwrap_err().to_string()
+    };
+    let number = layout.devices.iter().position(|device| device.id == "b").unwrap();
+    assert_eq!(refused(number, None), "saved layout: b: its memory has no place");
+    let said = refused(number, Some(RangeLayout { size: 4 << 20, ..b }));
+    assert_eq!(said, "saved layout: b: 4194304 bytes of memory, configured 6291456");
+    for base in [b.base + 4096, 0, 2 << 30, 1 << 46, !0 << 21] {
+        let said = refused(number, Some(RangeLayout { base, ..b }));
+        assert!(said.starts_with("saved layout: b: memory at"), "{said}");
+    }
+    for size in [0, 4096, !0 << 21] {
+        let said = refused(number - 1, Some(RangeLayout { size, ..a }));
+        assert!(said.starts_with("saved layout: a: memory at"), "{said}");
+    }
+    assert_eq!(refused(0, Some(a)), "saved layout: __console: memory that no device of its kind has");
 }

@@ -24,6 +24,7 @@ use super::{
     flash::Flash,
     generation,
     payload::{self, OpenPayload},
+    persistent::{Files, Persistent},
     platform::{Platform, PlatformParts},
     processors::{host_caps, irqchip_mode, signature, vcpu_plans},
     sinks::{Interrupts, RequestQueue},
@@ -57,7 +58,9 @@ impl Machine {
         let caps = host_caps(host, &supported);
         let payload = config.payload.as_ref().ok_or(ConfigError::NoPayload)?;
         let flash = Flash::of(payload)?;
-        let layout = Layout::allocate(config, &caps, flash.as_ref().map(Flash::range))?;
+        let files = Files::open(config, None)?;
+        let layout = Layout::allocate(config, &caps, flash.as_ref().map(Flash::range), &files.sizes())?;
+        let persistent = files.map()?;
         let (acpi, taken) = super::tables::acpi(&layout, config)?;
         let (smbios_at, smbios) = super::tables::smbios(&config.platform)?;
         let payload = match &flash {
@@ -72,7 +75,7 @@ impl Machine {
         tally.phase("machine", None);
         not_cancelled()?;
         let vm = host.hypervisor.create_vm(&VmOptions::default())?;
-        let ground = Arc::new(Ground::new(host, vm, layout, &memory, flash.as_ref(), "boot")?);
+        let ground = Arc::new(Ground::new(host, vm, layout, &memory, (flash.as_ref(), persistent), "boot")?);
         let peripherals = Peripherals::new(config, host, &ground)?;
         let staged = ground.transaction.memory();
         if let Some(payload) = &payload {
@@ -108,17 +111,18 @@ pub(super) struct Ground {
     pub(super) vm: Arc<dyn Vm>,
     pub(super) manager: Arc<AddressManager>,
     pub(super) transaction: Transaction<'static>,
+    persistent: Persistent,
     irqchip: IrqchipMode,
 }
 
 impl Ground {
-    /// Stages memory, and the lines that the interrupt controllers come with.
+    /// Stages memory of every kind, and the lines that the interrupt controllers come with.
     pub(super) fn new(
         host: &Host,
         vm: Arc<dyn Vm>,
         layout: Layout,
         memory: &GuestMemory,
-        flash: Option<&Flash>,
+        (flash, persistent): (Option<&Flash>, Persistent),
         label: &str,
     ) -> Result<Self, BuildError> {
         let capabilities = host.hypervisor.capabilities();
@@ -129,9 +133,10 @@ impl Ground {
         if let Some(flash) = flash {
             transaction.add_slot(flash.slot())?;
         }
+        persistent.stage(&layout, &transaction)?;
         let irqchip = irqchip_mode(host, &layout);
         transaction.adopt_routes(lines(irqchip))?;
-        Ok(Self { layout, vm, manager, transaction, irqchip })
+        Ok(Self { layout, vm, manager, transaction, persistent, irqchip })
     }
 
     /// Sets the memory slots, and makes what a slot call must not follow: the interrupt controllers, with their state if
@@ -166,7 +171,7 @@ pub(super) struct Peripherals {
 impl Peripherals {
     /// Opens what the configuration names, builds the devices, and stages what is fixed.
     pub(super) fn new(config: &VmConfig, host: &Host, ground: &Ground) -> Result<Self, BuildError> {
-        let Ground { layout, vm, manager, transaction, irqchip } = ground;
+        let Ground { layout, vm, manager, transaction, persistent, irqchip } = ground;
         let interrupts = Interrupts::new(Arc::clone(vm), *irqchip);
         let mut segments = Vec::with_capacity(layout.segments.len());
         for segment in &layout.segments {
@@ -195,6 +200,7 @@ impl Peripherals {
             doorbell_any_width: host.hypervisor.capabilities().doorbell_any_width,
             limiters: &limiters,
             image_locks: ImageLocks::Now,
+            persistent,
         };
         let wanted: Vec<_> = layout.devices.iter().zip(&config.devices).collect();
         let attached = parallel::map(&wanted, DEVICES_PER_THREAD, |(device, config)| {

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use address_manager::Conflict;
+use address_manager::{Conflict, WindowError};
 use arch::x86_64::{acpi::AcpiError, cpuid::CpuidError, smbios::SmbiosError};
 use devices::pci::SlotError;
 use hypervisor::HypervisorError;
@@ -57,6 +57,9 @@ pub enum BuildError {
     /// Two things claim one address.
     #[error("wiring")]
     Conflict(#[from] Conflict),
+    /// The place of a device's memory is not free.
+    #[error("wiring")]
+    Place(#[from] WindowError),
     /// Two devices claim one slot.
     #[error("PCI")]
     Slot(#[from] SlotError),

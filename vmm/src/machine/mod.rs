@@ -18,6 +18,7 @@ pub mod generation;
 mod images;
 mod lifecycle;
 pub mod payload;
+pub mod persistent;
 pub mod platform;
 mod processors;
 mod restore;

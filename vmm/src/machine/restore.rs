@@ -17,6 +17,7 @@ use super::{
     clock::{ClockPolicy, Shift, TscFrequency},
     descriptors,
     flash::Flash,
+    persistent::Files,
     processors::{host_caps, irqchip_mode, vcpu_plans},
     sections,
 };
@@ -99,7 +100,9 @@ impl Machine {
         let stopped = state.clock()?;
         let shift = Shift::new(clock, stopped.as_ref())?;
         let stopped = stopped.map(|stopped| shift.clock(stopped));
-        let ground = Arc::new(Ground::new(host, vm, layout, &memory, flash.as_ref(), "restore")?);
+        let persistent = Files::open(config, Some(&layout))?.map()?;
+        let held = (flash.as_ref(), persistent);
+        let ground = Arc::new(Ground::new(host, vm, layout, &memory, held, "restore")?);
         let state = Arc::new(state);
         let processors = {
             let (ground, state, cpus) = (Arc::clone(&ground), Arc::clone(&state), config.cpus.clone());

@@ -13,7 +13,9 @@ use devices::{
 };
 use hypervisor::IrqchipMode;
 use serde::Deserialize;
-use virtio_devices::{block::Block, console::Console, net::Net, rng::Rng, transport::pci::VirtioPciState};
+use virtio_devices::{
+    block::Block, console::Console, net::Net, pmem::Pmem, rng::Rng, transport::pci::VirtioPciState,
+};
 use vm_migration::{LoadError, Section, State};
 
 use super::{
@@ -93,6 +95,7 @@ fn device(kind: DeviceKind) -> Kind {
         DeviceKind::Block => of::<Block>(),
         DeviceKind::Net => of::<Net>(),
         DeviceKind::Rng => of::<Rng>(),
+        DeviceKind::Pmem => of::<Pmem>(),
     }
 }
 

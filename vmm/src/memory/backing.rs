@@ -15,7 +15,7 @@ use rustix::{
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
-use super::{content::Tally, mapping, overlays::Overlays, own_files::OwnFileError};
+use super::{HUGE_PAGE, content::Tally, mapping, overlays::Overlays, own_files::OwnFileError};
 use crate::config::{MemoryZoneConfig, PAGE_SIZE};
 
 /// The memory of a zone could not be had.
@@ -120,9 +120,6 @@ pub enum BackingError {
         source: io::Error,
     },
 }
-
-/// Bytes of the smallest huge page.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// How one zone is backed.
 pub struct Backing<'config> {

@@ -15,6 +15,7 @@ mod mapping;
 mod overlays;
 mod own_files;
 mod pagemap;
+mod persistent;
 
 use std::{collections::BTreeMap, io, ops::Range, sync::Arc};
 
@@ -33,8 +34,12 @@ use self::{
 pub use self::{
     backing::{Backing, BackingError},
     own_files::{OwnFileError, OwnFiles},
+    persistent::{Keeping, PersistentMemory},
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};
+
+/// Bytes of the smallest huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The host memory of all zones, by zone id.
 #[derive(Debug, Default)]

@@ -93,6 +93,7 @@ pub fn apply(said: &mut wire::VmConfig, overrides: &[RestoreOverride]) -> Result
 enum Kind {
     Disk,
     Net,
+    Pmem,
     Console,
     Zone,
     Processors,
@@ -103,6 +104,7 @@ impl Kind {
         match self {
             Self::Disk => "disk",
             Self::Net => "network device",
+            Self::Pmem => "persistent memory device",
             Self::Console => "console",
             Self::Zone => "memory zone",
             Self::Processors => "set of processors",
@@ -113,6 +115,7 @@ impl Kind {
         match self {
             Self::Disk => &["path"],
             Self::Net => &["tap", "mac", "host_mac"],
+            Self::Pmem => &["file"],
             Self::Console => &["mode", "file", "socket"],
             Self::Zone => &["file", "host_numa_node"],
             Self::Processors => &["affinity"],
@@ -154,6 +157,13 @@ fn lay(said: &mut wire::VmConfig, wanted: &RestoreOverride) -> Result<Kind, Over
     if let Some(net) = said.net.iter_mut().flatten().find(is(id)) {
         net_device(net, wanted);
         return Ok(Kind::Net);
+    }
+    if let Some(pmem) = said.pmem.iter_mut().flatten().find(is(id)) {
+        if let Some(file) = &wanted.file {
+            exists(id, "file", file)?;
+            pmem.file.clone_from(file);
+        }
+        return Ok(Kind::Pmem);
     }
     let key = if wanted.file.is_some() { "file" } else { "host_numa_node" };
     let zone = memory_zone(&mut said.memory, id).map_err(|why| OverrideError::Value {
@@ -245,6 +255,7 @@ mod tests {
         serde_json::from_value(json!({
             "payload": { "kernel": "/k" },
             "disks": [{ "id": "_disk0", "path": "/a" }, { "id": "other", "path": "/b" }],
+            "pmem": [{ "id": "_pmem3", "file": "/p" }],
             "net": [{ "id": "_net1", "tap": "tap0" }, { "id": "_net2", "fds": [3] }],
             "serial": { "mode": "Null" },
             "console": { "mode": "Null" },
@@ -274,6 +285,7 @@ mod tests {
             { "id": "_net2", "tap": "tap8" },
             { "id": "__serial", "mode": "File", "file": place.join("serial") },
             { "id": "__console", "mode": "Pty" },
+            { "id": "_pmem3", "file": place },
             { "id": "z", "file": place, "host_numa_node": 1 },
             { "id": "__cpus", "affinity": [{ "vcpu": 0, "host_cpus": [0] }] },
         ]))
@@ -289,13 +301,14 @@ mod tests {
         assert_eq!(net.host_mac.unwrap().to_string(), "2e:00:00:00:00:02");
         assert_eq!((config.serial.mode, config.serial.file), (ConsoleMode::File, Some(place.join("serial"))));
         assert_eq!(config.console.mode, ConsoleMode::Pty);
+        assert_eq!(config.pmem.unwrap()[0].file, place);
         let zone = &config.memory.zones.unwrap()[0];
         assert_eq!((zone.file.as_deref(), zone.host_numa_node), (Some(place), Some(1)));
         assert_eq!(config.cpus.affinity.unwrap()[0].host_cpus, [0]);
         let expected =
             ["other.path", "_net1.tap", "_net1.mac", "_net1.host_mac", "_net2.tap", "__serial.mode"];
         assert_eq!(keys[..6], expected);
-        assert_eq!(keys.len(), 11);
+        assert_eq!(keys.len(), 12);
     }
 
     #[test]
@@ -321,6 +334,11 @@ mod tests {
             (json!([{ "id": "_disk9", "path": "/" }]), r#"nothing with the id "_disk9""#),
             (json!([{ "id": "_disk0", "path": "/missing/a" }]), "_disk0: path: there is no /missing/a"),
             (json!([{ "id": "_disk0", "tap": "t" }]), "_disk0: tap is nothing that a disk has"),
+            (
+                json!([{ "id": "_pmem3", "path": "/" }]),
+                "_pmem3: path is nothing that a persistent memory device has",
+            ),
+            (json!([{ "id": "_pmem3", "file": "/missing/p" }]), "_pmem3: file: there is no /missing/p"),
             (json!([{ "id": "_disk0", "colour": "t" }]), "unknown field `colour`"),
             (json!([{ "id": "_disk0" }]), "_disk0: nothing is said of it"),
             (

@@ -1,6 +1,6 @@
 //! A paused machine into a directory.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use api_client::wire;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::{MemoryZoneConfig, VmConfig},
     jobs::Progress,
-    machine::{Machine, StateError},
+    machine::{Machine, NamedDevice, StateError, attach::Control},
     memory::{
         GuestMemory,
         changes::{TrackError, ZoneWay},
@@ -39,6 +39,26 @@ pub enum SaveError {
     /// Writes cannot be tracked.
     #[error("track_changes")]
     Track(#[from] TrackError),
+    /// A device has content that the snapshot would not have.
+    #[error(
+        "device {id}: what the guest wrote at {offset:#x} of its memory is in no file that outlives the machine, and would \
+         be missing from the snapshot"
+    )]
+    Unkept {
+        /// Which device.
+        id: String,
+        /// The first of it, in bytes from the start.
+        offset: u64,
+    },
+    /// It is not known whether it has.
+    #[error("device {id}: cannot tell what the guest wrote to its memory")]
+    Unknown {
+        /// Which device.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A part of the machine does not hand out its state.
     #[error("machine state")]
     State(#[from] StateError),
@@ -103,6 +123,7 @@ fn save_tracking(
     progress: &Progress,
 ) -> Result<SaveReport, SaveError> {
     let mut phases = Phases::begin();
+    check_kept(machine)?;
     let writer = SnapshotWriter::create(&request.target)?;
     let zones = config.memory.iter().map(|zone| (zone.id.as_str(), zone.size, is_kept_in_snapshot(zone)));
     let mut table = MemoryTable::new(zones).ok_or(SaveError::Size { size: config.memory_size() })?;
@@ -158,6 +179,19 @@ fn save_tracking(
         total_ns: phases.total_ns(),
         phases: phases.done().to_vec(),
     })
+}
+
+/// Checks that no device has memory with content that would be lost. The machine stands still.
+fn check_kept(machine: &Machine) -> Result<(), SaveError> {
+    for NamedDevice { id, control, .. } in machine.devices() {
+        let Control::Pmem(window) = control else { continue };
+        match window.memory().first_unkept() {
+            Ok(None) => {}
+            Ok(Some(offset)) => return Err(SaveError::Unkept { id: id.clone(), offset }),
+            Err(source) => return Err(SaveError::Unknown { id: id.clone(), source }),
+        }
+    }
+    Ok(())
 }
 
 /// Brings in what must be there, and sees to it that what has been written is known.

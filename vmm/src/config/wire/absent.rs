@@ -13,7 +13,6 @@ pub(super) fn refuse(said: &VmConfig) -> Result<(), ConfigError> {
         ("balloon", said.balloon.is_some(), "memory balloon"),
         ("fs", some(&said.fs), "virtio-fs"),
         ("generic_vhost_user", some(&said.generic_vhost_user), "vhost-user front end"),
-        ("pmem", some(&said.pmem), "persistent memory"),
         ("debug_console", said.debug_console.mode != ConsoleMode::Off, "debug console"),
         ("devices", some(&said.devices), "VFIO"),
         ("user_devices", some(&said.user_devices), "vfio-user"),

@@ -1,4 +1,4 @@
-//! Consoles, the entropy source, PCI segments and what firmware tables say.
+//! Consoles, the entropy source, persistent memory, PCI segments and what firmware tables say.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,9 @@ use api_client::wire::{self, ConsoleMode, PciDevice};
 use arch::x86_64::smbios;
 
 use super::{id, place};
-use crate::config::{ConfigError, ConsoleConfig, ConsoleTarget, PlatformConfig, RngConfig, SegmentWeights};
+use crate::config::{
+    ConfigError, ConsoleConfig, ConsoleTarget, PlatformConfig, PmemConfig, RngConfig, SegmentWeights,
+};
 
 const CONSOLE_ID: &str = "__console";
 const RNG_ID: &str = "__rng";
@@ -68,6 +70,16 @@ fn target(
 
 pub(super) fn rng(said: &wire::RngConfig) -> RngConfig {
     RngConfig { id: id(said, RNG_ID), place: place(said), source: said.src.clone() }
+}
+
+pub(super) fn pmem(said: &wire::PmemConfig) -> PmemConfig {
+    PmemConfig {
+        id: id(said, ""),
+        place: place(said),
+        file: said.file.clone(),
+        size: said.size,
+        discard_writes: said.discard_writes,
+    }
 }
 
 /// Each segment's share: 1 where none is given.

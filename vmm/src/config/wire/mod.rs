@@ -100,6 +100,7 @@ fn devices(
         devices.push(DeviceConfig::Net(net::resolve(net)?));
     }
     devices.push(DeviceConfig::Rng(machine::rng(&said.rng)));
+    devices.extend(said.pmem.iter().flatten().map(|pmem| DeviceConfig::Pmem(machine::pmem(pmem))));
     Ok(devices)
 }
 

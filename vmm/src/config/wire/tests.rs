@@ -328,7 +328,6 @@ fn what_this_version_lacks_is_refused_by_name() {
         (json!({ "balloon": { "size": 0 } }), "balloon: this version has no memory balloon"),
         (json!({ "vsock": { "cid": 3, "socket": "/s" } }), "virtio socket device"),
         (shared(json!({ "fs": [{ "tag": "t", "socket": "/s" }] })), "virtio-fs"),
-        (json!({ "pmem": [{ "file": "/f" }] }), "persistent memory"),
         (json!({ "devices": [{ "path": "/d" }] }), "VFIO"),
         (json!({ "watchdog": true }), "watchdog"),
         (json!({ "iommu": true }), "virtual IOMMU"),
@@ -376,6 +375,26 @@ fn an_iommu_that_a_device_asks_for_is_written_down() {
     let mut said = said(json!({ "disks": [{ "path": "/d", "iommu": true }] }));
     VmConfig::from_wire(&mut said, &mut IdCounter::default()).unwrap_err();
     assert!(said.iommu);
+}
+
+#[test]
+fn persistent_memory_has_whole_huge_pages() {
+    let config = resolve(json!({ "pmem": [
+        { "file": "/a", "pci_device_id": 9 },
+        { "id": "b", "file": "/b", "size": 4u64 << 20, "discard_writes": true },
+    ] }))
+    .unwrap();
+    assert_eq!(ids(&config), ["__console", "__rng", "_pmem0", "b"]);
+    let [.., DeviceConfig::Pmem(a), DeviceConfig::Pmem(b)] = &config.devices[..] else {
+        panic!("{config:?}")
+    };
+    assert_eq!((a.file.to_str(), a.size, a.discard_writes, a.place.slot), (Some("/a"), None, false, Some(9)));
+    assert_eq!((b.file.to_str(), b.size, b.discard_writes), (Some("/b"), Some(4 << 20), true));
+    for size in [0, 4096, (2 << 20) + 1, u64::MAX] {
+        let (message, class) = refused(json!({ "pmem": [{ "file": "/f", "size": size }] }));
+        assert_eq!(message, format!("_pmem0: size {size}: a multiple of 2 MiB above 0"));
+        assert_eq!(class, ErrorClass::Invalid);
+    }
 }
 
 /// Every kind of PCI device, with what it needs, in a machine where it could be.

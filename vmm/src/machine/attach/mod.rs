@@ -5,6 +5,7 @@
 pub mod block;
 pub mod console;
 pub mod net;
+pub mod pmem;
 pub mod probe;
 mod rng;
 pub mod terminal;
@@ -23,10 +24,11 @@ use virtio_devices::{
         rate_limiter::{self, RateLimiter},
         tap::TapError,
     },
+    pmem::PmemState,
 };
 use vm_migration::Section;
 
-use super::{BuildError, consoles::Consoles, sections, sinks::Interrupts};
+use super::{BuildError, consoles::Consoles, persistent::Persistent, sections, sinks::Interrupts};
 use crate::{
     config::{BucketConfig, DeviceConfig, DeviceKind, RateLimit, RateLimitGroup},
     events::Events,
@@ -132,9 +134,11 @@ pub struct Context<'machine> {
     pub limiters: &'machine RateLimiters,
     /// When images are locked.
     pub image_locks: ImageLocks,
+    /// The memory that devices show, opened and mapped.
+    pub persistent: &'machine Persistent,
 }
 
-/// When the images of disks are locked.
+/// When the images of disks and of persistent memory are locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageLocks {
     /// As soon as they are open.
@@ -186,6 +190,35 @@ pub enum Control {
     Window(console::Window),
     /// Its tap's host end.
     Tap(net::Tap),
+    /// The lock of its file, and what of its memory is in no file.
+    Pmem(pmem::Window),
+}
+
+impl Control {
+    /// Makes sure that nobody else uses the image, if there is one, against our use of it. Does nothing if it is locked
+    /// already.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub fn lock_image(&self) -> Result<(), AttachError> {
+        match self {
+            Self::Disk(disk) => disk.lock(),
+            Self::Pmem(window) => window.lock(),
+            Self::None | Self::Window(_) | Self::Tap(_) => Ok(()),
+        }
+    }
+
+    /// Lets others use the image, for a machine that is handed over.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn unlock_image(&self) -> Result<(), AttachError> {
+        match self {
+            Self::Disk(disk) => disk.unlock(),
+            Self::Pmem(window) => window.unlock(),
+            Self::None | Self::Window(_) | Self::Tap(_) => Ok(()),
+        }
+    }
 }
 
 /// Opens what `config` needs and builds the device at the place that `layout` gives it.
@@ -205,6 +238,7 @@ pub fn attach(
         DeviceConfig::Console(config) => console::attach(config, layout, context),
         DeviceConfig::Block(config) => block::attach(config, layout, context),
         DeviceConfig::Net(config) => net::attach(config, layout, context),
+        DeviceConfig::Pmem(config) => pmem::attach(config, layout, context),
     }
 }
 
@@ -226,6 +260,10 @@ pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result
             Ok(())
         }
         DeviceConfig::Net(config) => probe::net(config).map_err(attach),
+        DeviceConfig::Pmem(config) => {
+            let state: PmemState = sections::device_state(saved, id)?;
+            pmem::probe(config, &state).map_err(attach)
+        }
     }
 }
 

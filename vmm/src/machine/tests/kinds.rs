@@ -13,7 +13,7 @@ use devices::{
     platform::{Events, IoApic, PmTimer, Rtc, Serial},
 };
 use serde_json::{Value, json};
-use virtio_devices::{block::Block, console::Console, net::Net, transport::pci::VirtioPciState};
+use virtio_devices::{block::Block, console::Console, net::Net, pmem::Pmem, transport::pci::VirtioPciState};
 use vm_migration::{LoadError, NoState, Section, State};
 
 use super::{
@@ -58,6 +58,7 @@ fn kinds() -> Vec<Kind> {
         of_device::<Events>(),
         of_device::<IoApic>(),
         of_device::<Net>(),
+        of_device::<Pmem>(),
         of_device::<PmTimer>(),
         of_device::<Rtc>(),
         of_device::<Serial>(),

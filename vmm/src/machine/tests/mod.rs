@@ -8,6 +8,7 @@ mod kinds;
 mod lifecycle;
 mod listeners;
 mod order;
+mod persistent;
 mod pipes;
 mod processors;
 mod sections;
@@ -23,6 +24,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{
     BuildError, Commits, Host, Machine, MachineState,
     builder::{Ground, Peripherals},
+    persistent::Files,
 };
 use crate::{
     config::{VmConfig, wire::IdCounter},
@@ -84,7 +86,8 @@ impl Bench {
             MachineState::new(sections.into_iter().map(|section| (section.id.clone(), section)).collect());
         let memory = GuestMemory::map(&config.memory, &()).unwrap();
         let vm = self.host.hypervisor.create_vm(&VmOptions::default()).unwrap();
-        let ground = Arc::new(Ground::new(&self.host, vm, layout, &memory, None, "restore").unwrap());
+        let held = (None, Files::open(&config, Some(&layout)).unwrap().map().unwrap());
+        let ground = Arc::new(Ground::new(&self.host, vm, layout, &memory, held, "restore").unwrap());
         let peripherals = Peripherals::new(&config, &self.host, &ground).unwrap();
         Saved { ground, peripherals, memory, state }
     }
