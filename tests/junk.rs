@@ -19,46 +19,50 @@ const DISK: &str = "018000";
 const NET: &str = "020000";
 const CONSOLE: &str = "078000";
 const RNG: &str = "ff0000";
+/// The entropy source has the same.
+const PMEM: &str = "ff0000 persistent memory";
+/// Its device number, behind that of the vendor.
+const PMEM_NUMBER: &str = "1af4:105b";
 
 /// A machine with a device of each kind, and a second disk that is left alone but for its work.
 struct Junkyard {
     vm: Vm,
     witness: String,
     functions: Vec<(String, String)>,
-    _images: [tempfile::NamedTempFile; 2],
+    _images: [tempfile::NamedTempFile; 3],
     _console: tempfile::NamedTempFile,
 }
 
 impl Junkyard {
     fn new(cpus: &str, more: &[&str]) -> Self {
-        let images = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file can be made"));
+        let images = [(); 3].map(|()| tempfile::NamedTempFile::new().expect("a file can be made"));
         let console = tempfile::NamedTempFile::new().expect("a file can be made");
-        let [junked, witness] = images.each_ref().map(|image| {
-            image.as_file().set_len(1 << 20).expect("it can be sized");
-            format!("path={},image_type=raw,num_queues=2", image.path().display())
+        let [junked, witness, store] = images.each_ref().map(|image| {
+            image.as_file().set_len(2 << 20).expect("it can be sized");
+            image.path().display()
         });
+        let [junked, witness] =
+            [junked, witness].map(|path| format!("path={path},image_type=raw,num_queues=2"));
+        let store = format!("file={store}");
         let to_file = format!("file={}", console.path().display());
-        let arguments =
-            [
-                &[
-                    "--cpus",
-                    cpus,
-                    "--memory",
-                    "size=128M",
-                    "--console",
-                    &to_file,
-                    "--disk",
-                    &junked,
-                    &witness,
-                ][..],
-                if cumulet::may_make_taps() {
-                    &["--net", "mac=2e:00:00:00:00:01,num_queues=4"][..]
-                } else {
-                    &[]
-                },
-                more,
-            ]
-            .concat();
+        let arguments = [
+            &[
+                "--cpus",
+                cpus,
+                "--memory",
+                "size=128M",
+                "--console",
+                &to_file,
+                "--disk",
+                &junked,
+                &witness,
+                "--pmem",
+                &store,
+            ][..],
+            if cumulet::may_make_taps() { &["--net", "mac=2e:00:00:00:00:01,num_queues=4"][..] } else { &[] },
+            more,
+        ]
+        .concat();
         let mut vm = Vm::boot("", &arguments);
         vm.console.ready();
         let listed = vm.console.ok("pci");
@@ -66,7 +70,9 @@ impl Junkyard {
             .split('[')
             .filter_map(|function| {
                 let mut words = function.split([' ', ']']);
-                Some((words.next()?.to_owned(), words.nth(1)?.to_owned()))
+                let (bdf, number, class) = (words.next()?, words.next()?, words.next()?);
+                let class = if number == PMEM_NUMBER { PMEM } else { class };
+                Some((bdf.to_owned(), class.to_owned()))
             })
             .collect();
         let witness = functions.iter().rfind(|(_, class)| class == DISK).expect("there are disks").0.clone();
@@ -108,6 +114,11 @@ impl Junkyard {
                 // The device has used the line before the order is answered.
                 file.read_to_string(&mut said).expect("the guest said text");
                 assert!(said.contains(&line), "{said:?}");
+            }
+            PMEM => {
+                // Wherever its BAR was, its window is where it was.
+                self.vm.console.ok(&format!("vpmem {bdf}"));
+                assert_eq!(self.vm.console.ok(&format!("vpmem-flush {bdf}")), "ret=0x0");
             }
             RNG => assert!(self.vm.console.ok(&format!("vrng {bdf} 64")).starts_with("len=64 ")),
             _ => {}
@@ -170,6 +181,11 @@ fn junk_for_a_console() {
 #[test]
 fn junk_for_an_entropy_device() {
     junk_is_survived(RNG);
+}
+
+#[test]
+fn junk_for_persistent_memory() {
+    junk_is_survived(PMEM);
 }
 
 #[test]

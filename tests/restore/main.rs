@@ -7,6 +7,7 @@ mod files;
 mod golden;
 mod homes;
 mod hosts;
+mod persistent;
 mod states;
 mod targets;
 mod tools;

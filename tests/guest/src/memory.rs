@@ -24,6 +24,9 @@ const PRESENT_WRITABLE_USER: u64 = 0x7;
 const UNCACHED: u64 = 0x18;
 const LARGE: u64 = 0x80;
 
+/// How many windows of devices can be free for the tests.
+const WINDOWS: usize = 16;
+
 /// The lower half of the canonical addresses.
 const VIRTUAL_BITS: u32 = 47;
 
@@ -56,6 +59,9 @@ pub struct Memory {
     gib_pages: bool,
     heap_next: u64,
     heap_end: u64,
+    /// Windows that devices show memory in, and how many: start and end.
+    windows: [(u64, u64); WINDOWS],
+    window_count: usize,
 }
 
 impl Memory {
@@ -73,6 +79,8 @@ impl Memory {
             gib_pages,
             heap_next: HEAP_START,
             heap_end,
+            windows: [(0, 0); WINDOWS],
+            window_count: 0,
         }
     }
 
@@ -94,10 +102,25 @@ impl Memory {
     /// Maps a range after a check that the tests may do with it what they like: memory, and not the guest's own.
     pub fn reach_free(&mut self, address: u64, len_bytes: u64) -> Result<(), MemoryError> {
         let end = address.checked_add(len_bytes).ok_or(MemoryError::NotFree { address })?;
-        if !self.free().any(|range| range.start <= address && end <= range.end()) {
+        let is_window = |(start, last): &(u64, u64)| *start <= address && end <= *last;
+        if !self.free().any(|range| range.start <= address && end <= range.end())
+            && !self.windows.iter().any(is_window)
+        {
             return Err(MemoryError::NotFree { address });
         }
         self.reach(address, len_bytes)
+    }
+
+    /// Lets the tests do what they like with the memory that a device shows.
+    pub fn free_window(&mut self, start: u64, size: u64) -> Result<(), MemoryError> {
+        self.reach(start, size)?;
+        let window = (start, start + size);
+        if self.windows.contains(&window) {
+            return Ok(());
+        }
+        *self.windows.get_mut(self.window_count).ok_or(MemoryError::HeapFull)? = window;
+        self.window_count += 1;
+        Ok(())
     }
 
     /// The ranges that are free for the tests, in the order of the memory map.

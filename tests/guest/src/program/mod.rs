@@ -12,6 +12,7 @@ mod machine;
 mod memory_orders;
 mod net_orders;
 mod net_server;
+mod pmem_orders;
 mod registers;
 mod reply;
 mod stress;
@@ -285,6 +286,8 @@ impl Program {
             "vblk-submit" => self.vblk_submit(words)?,
             "vblk-wait" => self.vblk_wait(words)?,
             "vblk-bench" => self.vblk_bench(words)?,
+            "vpmem" => self.vpmem(words)?,
+            "vpmem-flush" => self.vpmem_flush(words)?,
             "vnet-tx" => self.vnet_tx(words)?,
             "vnet-rx" => self.vnet_rx(words)?,
             "vnet-serve" => self.vnet_serve(words)?,

@@ -7,6 +7,7 @@ use test_guest::orders::{Malformed, Words};
 use super::Program;
 use super::block_orders::{self, Request};
 use super::net_orders;
+use super::pmem_orders;
 use super::registers::width;
 use super::reply::{OrderError, say};
 use crate::boot::interrupt_counts;
@@ -14,7 +15,7 @@ use crate::cpu::{self, Width};
 use crate::pci::Bdf;
 use crate::virtio::queue::{Queue, Segment};
 use crate::virtio::transport::{self, Transport};
-use crate::virtio::{Device, KIND_BLOCK, KIND_NET, KIND_RNG, Wanted};
+use crate::virtio::{Device, KIND_BLOCK, KIND_NET, KIND_PMEM, KIND_RNG, Wanted};
 
 /// Memory that requests of the guest's own go to or come from.
 pub(super) const SCRATCH_BYTES: u64 = 4 << 20;
@@ -227,7 +228,7 @@ pub(super) fn queue_words(words: &mut Words<'_>) -> Result<(Bdf, u16), OrderErro
 /// Returns whether `vcheck` has a request for a queue.
 fn is_asked(device: &Device, queue: &Queue) -> bool {
     match device.transport.kind {
-        KIND_BLOCK | KIND_RNG => true,
+        KIND_BLOCK | KIND_PMEM | KIND_RNG => true,
         KIND_NET => net_orders::is_transmit(queue.index) || net_orders::is_control(device, queue.index),
         _ => false,
     }
@@ -247,6 +248,7 @@ fn ask(device: &Device, queue: &mut Queue, scratch: u64) -> bool {
             net_orders::add_pairs_command(device, queue)
         }
         KIND_NET => net_orders::add_test_frame(queue, scratch + SCRATCH_BYTES / 2),
+        KIND_PMEM => pmem_orders::add_request(queue, pmem_orders::FLUSH.into()),
         _ => queue.add(&[Segment::write(scratch, 8)]),
     }
     true

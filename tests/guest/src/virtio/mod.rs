@@ -31,6 +31,7 @@ pub const KIND_NET: u16 = 1;
 pub const KIND_BLOCK: u16 = 2;
 pub const KIND_CONSOLE: u16 = 3;
 pub const KIND_RNG: u16 = 4;
+pub const KIND_PMEM: u16 = 27;
 
 // Feature bits (section 6).
 const INDIRECT_DESC: u64 = 1 << 28;
@@ -339,7 +340,7 @@ fn queue_numbers(
             (pairs, 2, (features & NET_CTRL_VQ != 0).then_some(2 * pairs))
         }
         KIND_BLOCK if features & BLOCK_MQ != 0 => (config(34), 1, None),
-        KIND_BLOCK | KIND_RNG => (1, 1, None),
+        KIND_BLOCK | KIND_PMEM | KIND_RNG => (1, 1, None),
         KIND_CONSOLE => (2, 1, None),
         _ => (transport.queue_count(), 1, None),
     };
