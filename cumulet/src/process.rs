@@ -19,16 +19,14 @@ const LARGE: i32 = 1 << 20;
 /// devices of many queues need several hundred.
 const DESCRIPTORS: u64 = 4096;
 
-/// Files that are made are for the owner only, children that end leave nothing behind, and a file that may not grow is
-/// an error of the write and not the end of the process.
+/// Files that are made are for the owner only, children that end leave nothing behind, and limits are errors.
 pub fn prepare() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     make_room_for_descriptors();
     // SAFETY: no handler is installed that could run: SIG_IGN only tells the kernel to drop the signal. It cannot fail
     // for a signal that exists.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
-    // SAFETY: as above.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    outlive_size_limits();
     // A device's threads allocate little; an arena for each of hundreds costs four system calls and address space.
     // SAFETY: the call sets a number of the C library's allocator, before there is another thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
@@ -36,6 +34,13 @@ pub fn prepare() {
     // on: a long request of a client, say, in each arena.
     // SAFETY: as above.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+}
+
+/// A file that may not grow is an error of the write and not the end of the process.
+pub fn outlive_size_limits() {
+    // SAFETY: no handler is installed that could run: SIG_IGN only tells the kernel to drop the signal. It cannot fail
+    // for a signal that exists.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Has as many descriptors as the host allows, and room for them.
@@ -55,6 +60,15 @@ fn make_room_for_descriptors() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_may_not_grow_ends_nothing() {
+        outlive_size_limits();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+        assert_ne!(ignored & 1 << (libc::SIGXFSZ - 1), 0, "{ignored:#x}");
+    }
 
     #[test]
     fn there_is_room_for_many_descriptors() {

@@ -3,5 +3,6 @@
 use std::{env, process::ExitCode};
 
 fn main() -> ExitCode {
+    cumulet::process::outlive_size_limits();
     cumulet::remote::run(env::args_os())
 }

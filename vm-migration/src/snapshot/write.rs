@@ -9,6 +9,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -33,8 +34,8 @@ impl SnapshotWriter {
     pub fn create(target: &Path) -> Result<Self, SnapshotError> {
         let target = Target::prepare(target)?;
         let path = target.unfinished(MEMORY);
-        let memory = OpenOptions::new().write(true).create_new(true).open(&path);
-        let memory = memory.map_err(|source| SnapshotError::File { operation: "create", path, source })?;
+        let memory =
+            make(&path).map_err(|source| SnapshotError::File { operation: "create", path, source })?;
         Ok(Self { target, memory })
     }
 
@@ -90,8 +91,7 @@ impl SnapshotWriter {
     }
 
     fn write(&self, name: &'static str, content: &[u8]) -> Result<(), SnapshotError> {
-        let create = OpenOptions::new().write(true).create_new(true).open(self.target.unfinished(name));
-        let mut file = create.map_err(self.failed("create", name))?;
+        let mut file = make(&self.target.unfinished(name)).map_err(self.failed("create", name))?;
         file.write_all(content).map_err(self.failed("write", name))?;
         file.sync_all().map_err(self.failed("sync", name))
     }
@@ -100,4 +100,9 @@ impl SnapshotWriter {
         let path = self.target.join(name);
         move |source| SnapshotError::File { operation, path, source }
     }
+}
+
+/// Makes a file for its owner only: it tells what was in a guest's memory.
+fn make(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }

@@ -95,3 +95,14 @@ fn so_are_those_in_the_snapshots_below() {
         }
     }
 }
+
+#[test]
+fn a_snapshot_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = TempDir::new().unwrap();
+    write(directory.path(), &[section("a")]).unwrap();
+    for file in fs::read_dir(directory.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
+    }
+}
