@@ -44,7 +44,10 @@ pub fn parse(text: &str) -> Result<Vec<RestoreOverride>, GrammarError> {
     }
     split(inner)?
         .into_iter()
-        .map(|one| inside(one.trim()).ok_or_else(|| wrong(one)).and_then(entry))
+        .map(|one| {
+            let keys = inside(one.trim()).ok_or_else(|| wrong(one))?;
+            entry(keys).map_err(|error| GrammarError::value("overrides", error.to_string()))
+        })
         .collect()
 }
 
@@ -124,9 +127,12 @@ mod tests {
         for (text, said) in [
             ("id=a,path=/b", r#"overrides: "id=a,path=/b" is not in brackets"#),
             ("[id=a]", r#"overrides: "id=a" is not in brackets"#),
-            ("[[path=/b]]", "id: is missing, and has no default"),
-            ("[[id=a,mode=loud]]", r#"mode: "loud" is not one of off, null, pty, tty, file, socket"#),
-            ("[[id=a,mac=1]]", r#"mac: "1" is not a MAC address like 12:34:56:78:9a:bc"#),
+            ("[[path=/b]]", "overrides: id: is missing, and has no default"),
+            (
+                "[[id=a,mode=loud]]",
+                r#"overrides: mode: "loud" is not one of off, null, pty, tty, file, socket"#,
+            ),
+            ("[[id=a,mac=1]]", r#"overrides: mac: "1" is not a MAC address like 12:34:56:78:9a:bc"#),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), said, "{text}");
         }

@@ -114,9 +114,9 @@ pub fn parse(text: &str) -> Result<Restore, GrammarError> {
 /// What is brought in, and how many bytes a second at most.
 fn fill(text: &str) -> Result<(BackgroundFill, Option<NonZeroU64>), String> {
     match text.split_once('@') {
-        None if text == "none" => Ok((BackgroundFill::None, None)),
-        None if text == "workingset" => Ok((BackgroundFill::WorkingSet, None)),
-        Some(("all", rate)) => match NonZeroU64::new(values::size(rate)?) {
+        None if text.eq_ignore_ascii_case("none") => Ok((BackgroundFill::None, None)),
+        None if text.eq_ignore_ascii_case("workingset") => Ok((BackgroundFill::WorkingSet, None)),
+        Some((all, rate)) if all.eq_ignore_ascii_case("all") => match NonZeroU64::new(values::size(rate)?) {
             Some(rate) => Ok((BackgroundFill::All, Some(rate))),
             None => Err("all: 0 bytes a second are none".to_owned()),
         },
@@ -170,7 +170,7 @@ mod tests {
         let files: Vec<File> = (0..5).map(|_| File::open("/dev/null").unwrap()).collect();
         let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|at: usize| files[at].as_raw_fd());
         let restore = parse(&format!(
-            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,background_fill=all@64M,record_working_set=250,generation_id=keep,clock=advance,tsc=host,net_fds=[n0@[{a},{b}],n1@{c}],\
+            "source_url=file:///snapshot,prefault=on,memory_restore_mode=ondemand,verify=full,background_fill=All@64M,record_working_set=250,generation_id=keep,clock=advance,tsc=host,net_fds=[n0@[{a},{b}],n1@{c}],\
              vfio_fds=[v0@{d}],iommufd_fd={e},resume=on,zone_updates=[z0@1],overrides=[[id=d0,path=/d],[id=n1,tap=t]],dry_run=on"
         ))
         .unwrap();
