@@ -166,6 +166,9 @@ fn a_socket_that_cannot_be_is_refused_by_its_path() {
     let refusal = monitor.refused("vm.restore", &golden.request(&json!({})));
     let said = text(&refusal);
     assert!(said.contains(&*socket.to_string_lossy()) && said.contains("in use"), "{said}");
+    let tried = monitor.refused("vm.restore", &golden.request(&json!({ "dry_run": true })));
+    assert_eq!((text(&tried), &tried.code), (said, &refusal.code));
+    assert_eq!(tried.code.as_deref(), Some("restore-failed"));
     assert!(socket.exists(), "what is another's is left alone");
     drop(listener);
     fs::remove_file(&socket).expect("it is there");

@@ -16,20 +16,24 @@ use super::{
     life::{Booted, Life, Outcome, Stored},
 };
 use crate::{
-    config::{self, VmConfig, wire::IdCounter},
+    config::{
+        self, VmConfig,
+        wire::{CONSOLE_ID, IdCounter},
+    },
     error::messages,
     jobs::Job,
     machine::{
-        Blank, ClockPolicy, Commits, TscFrequency,
+        Blank, BuildError, ClockPolicy, Commits, TscFrequency,
         attach::{net::MadeTap, terminal::Existing},
         consoles::Seat,
+        platform::SERIAL_ID,
     },
     memory::{
         background::{Fill, Watch},
         content::MemoryMode,
         demand::OnFailure,
     },
-    snapshot::{self, Opened, Request, RestoreReport, Revived, SaveRequest, Verify},
+    snapshot::{self, Opened, Request, RestoreError, RestoreReport, Revived, SaveRequest, Verify},
 };
 
 impl Life {
@@ -121,14 +125,15 @@ impl Life {
         let opened = open(restore)?;
         let (serial, console) =
             VmConfig::consoles_from_wire(&opened.said).map_err(CommandError::ConsoleConfig)?;
+        let console_id = opened.said.console.id.clone().unwrap_or_else(|| CONSOLE_ID.to_owned());
         let checked = opened.check_with(&self.host, IdCounter::default(), || blank.supported())?;
-        for (seat, name, target) in
-            [(Seat::Serial, "serial port", serial), (Seat::Virtio, "console", console)]
+        for (seat, id, target) in
+            [(Seat::Serial, SERIAL_ID, serial), (Seat::Virtio, console_id.as_str(), console)]
         {
-            self.host
-                .consoles
-                .prepare(seat, &target, Existing::Append)
-                .map_err(|source| CommandError::Console { console: name, source })?;
+            let prepared = self.host.consoles.prepare(seat, &target, Existing::Append);
+            prepared
+                .map_err(|source| BuildError::Attach { id: id.to_owned(), source })
+                .map_err(RestoreError::from)?;
         }
         let (requests, events) = (Arc::clone(&self.host.requests), self.host.events.clone());
         let on_failure: OnFailure = Arc::new(move |error| {

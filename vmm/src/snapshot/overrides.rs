@@ -9,12 +9,11 @@ use std::{
 use api_client::wire::{self, ConsoleMode, PciDevice, RestoreOverride};
 use thiserror::Error;
 
-use crate::config::wire::memory_zone;
+use crate::{
+    config::wire::{CONSOLE_ID, memory_zone},
+    machine::platform::SERIAL_ID,
+};
 
-/// Id of the serial port.
-const SERIAL: &str = "__serial";
-/// Id of the virtio console, unless it has another.
-const CONSOLE: &str = "__console";
 /// Id of all processors together.
 const PROCESSORS: &str = "__cpus";
 
@@ -180,12 +179,12 @@ fn lay(said: &mut wire::VmConfig, wanted: &RestoreOverride) -> Result<Kind, Over
         return Ok(Kind::Zone);
     }
     let serial = &mut said.serial;
-    if id == SERIAL && serial.mode != ConsoleMode::Off {
+    if id == SERIAL_ID && serial.mode != ConsoleMode::Off {
         (serial.mode, serial.file, serial.socket) = target(wanted)?;
         return Ok(Kind::Console);
     }
     let console = &mut said.console;
-    if id == console.id.as_deref().unwrap_or(CONSOLE) && console.mode != ConsoleMode::Off {
+    if id == console.id.as_deref().unwrap_or(CONSOLE_ID) && console.mode != ConsoleMode::Off {
         (console.mode, console.file, console.socket) = target(wanted)?;
         return Ok(Kind::Console);
     }

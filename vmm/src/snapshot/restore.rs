@@ -8,7 +8,7 @@ use hypervisor::{HypervisorError, x86_64::CpuidEntry};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use thiserror::Error;
-use vm_migration::snapshot::{ChunkError, MANIFEST, SavedMemory, Snapshot, SnapshotError};
+use vm_migration::snapshot::{CONFIG, ChunkError, SavedMemory, Snapshot, SnapshotError};
 
 use super::{EditError, OverrideError, RestoreReport, edits::edits, filling::Filling, overrides};
 use crate::{
@@ -395,7 +395,7 @@ fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), R
     }
     let value = |config: &wire::VmConfig| serde_json::to_value(config).map_err(form);
     let edited = edits(&value(&saved)?, &value(&said)?)?;
-    log::info!("{MANIFEST}: edited since the snapshot: {}", edited.join(", "));
+    log::info!("{CONFIG}: edited since the snapshot: {}", edited.join(", "));
     Ok((said, edited))
 }
 

@@ -10,7 +10,8 @@ use crate::config::{
     ConfigError, ConsoleConfig, ConsoleTarget, PlatformConfig, PmemConfig, RngConfig, SegmentWeights,
 };
 
-const CONSOLE_ID: &str = "__console";
+/// Id of the virtio console, unless it has another.
+pub(crate) const CONSOLE_ID: &str = "__console";
 const RNG_ID: &str = "__rng";
 
 /// There is an IOMMU if any device or segment asks for one.

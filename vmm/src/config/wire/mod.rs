@@ -20,6 +20,7 @@ mod validate;
 
 use api_client::wire;
 
+pub(crate) use self::machine::CONSOLE_ID;
 pub use self::{ids::IdCounter, memory::memory_zone};
 use super::{ConfigError, ConsoleTarget, DeviceConfig, Payload, PciPlace, VmConfig};
 

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use rustix::io::Errno;
 use virtio_devices::host::tap::Taps;
 
 use super::AttachError;
@@ -35,7 +36,7 @@ pub fn console(target: &ConsoleTarget) -> Result<(), AttachError> {
         ConsoleTarget::File(path) if path.exists() => file(path, true),
         ConsoleTarget::File(path) => directory_of(path),
         ConsoleTarget::Socket(path) if path.symlink_metadata().is_ok() => {
-            Err(failed(path, io::ErrorKind::AddrInUse))
+            Err(AttachError::Open { path: path.clone(), source: Errno::ADDRINUSE.into() })
         }
         ConsoleTarget::Socket(path) => directory_of(path),
         ConsoleTarget::Off | ConsoleTarget::Null | ConsoleTarget::Tty | ConsoleTarget::Pty => Ok(()),
