@@ -16,6 +16,7 @@ use std::fs;
 
 use api_client::Refusal;
 use cumulet_tests::monitor::{self, Monitor};
+use serde_json::{Value, json};
 
 /// Descriptors and threads of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,20 @@ impl Held {
             (now.descriptors <= self.descriptors && now.threads <= self.threads).then_some(())
         });
     }
+}
+
+/// Has a restore refused, tried and meant, with the same words; what was made for it is gone. Returns the words.
+fn refused_alike(monitor: &mut Monitor, held: Held, request: &Value) -> String {
+    let mut tried = request.clone();
+    tried["dry_run"] = json!(true);
+    let [tried, meant] = [&tried, request].map(|request| {
+        let refusal = monitor.refused("vm.restore", request);
+        held.is_all_of(monitor);
+        refusal
+    });
+    assert_eq!((text(&tried), &tried.code), (text(&meant), &meant.code));
+    assert_eq!(meant.code.as_deref(), Some("restore-failed"), "{meant}");
+    text(&meant)
 }
 
 /// What a refusal says, in one line.

@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::{io::Errno, thread::CapabilitySet};
 use thiserror::Error;
 
 use crate::net::NetBackend;
@@ -31,6 +32,8 @@ const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
 const IFF_TAP: u16 = 0x0002;
+const IFF_NAPI: u16 = 0x0010;
+const IFF_NAPI_FRAGS: u16 = 0x0020;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_ATTACH_QUEUE: u16 = 0x0200;
 const IFF_DETACH_QUEUE: u16 = 0x0400;
@@ -120,22 +123,9 @@ impl Taps {
         }
         let mut opened = Vec::new();
         for _ in 0..queues.max(1) {
-            let asked_for = wanted.clone();
-            let host = |what| {
-                let name = asked_for.clone();
-                move |source| TapError::Host { name, what, source }
-            };
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-                .open(TUN)
-                .map_err(host("open /dev/net/tun"))?;
-            let mut request = Request::named(&wanted)?;
-            request.set_flags(flags);
-            request.control(&file, TUNSETIFF).map_err(host("attach to it"))?;
-            wanted = request.name();
-            set_header(&file).map_err(host("set the size of its header"))?;
+            let file = open_device(&wanted)?;
+            wanted = attach(&file, &wanted, flags)?;
+            set_header(&file).map_err(refused(&wanted, "set the size of its header"))?;
             opened.push(Arc::new(file));
         }
         let enabled = parking_lot::Mutex::new(opened.len());
@@ -155,17 +145,41 @@ impl Taps {
             let file = File::from(descriptor);
             multi_queue = request.flags() & IFF_MULTI_QUEUE != 0;
             name = request.name();
-            let host = |what| {
-                let name = name.clone();
-                move |source| TapError::Host { name, what, source }
-            };
-            set_header(&file).map_err(host("set the size of its header"))?;
+            set_header(&file).map_err(refused(&name, "set the size of its header"))?;
             rustix::io::ioctl_fionbio(&file, true)
-                .map_err(|error| host("make it non-blocking")(error.into()))?;
+                .map_err(|error| refused(&name, "make it non-blocking")(error.into()))?;
             queues.push(Arc::new(file));
         }
         let enabled = parking_lot::Mutex::new(queues.len());
         Ok(Self { name, multi_queue, queues, enabled })
+    }
+
+    /// Whether `queues` queues of the tap of that name could be [opened](Self::open), or one made if there is none. None
+    /// is made, and one that is there stays as it is: where only attaching to it shows whether somebody uses it, that is
+    /// done and undone at once. A tap for several queues can be attached to beside others, who would lose frames by an
+    /// attempt: there is none.
+    ///
+    /// # Errors
+    /// Those that `open` would have, as far as they show so.
+    pub fn check(name: Option<&str>, queues: u16) -> Result<(), TapError> {
+        let wanted = name.unwrap_or(ANY_NAME);
+        let file = open_device(wanted)?;
+        let cannot_attach = |errno: Errno| refused(wanted, "attach to it")(errno.into());
+        Request::named(wanted)?;
+        if !Interface::named(wanted).is_there() {
+            return if may_make() { Ok(()) } else { Err(cannot_attach(Errno::PERM)) };
+        }
+        let Some(flags) = flags_of(wanted).map_err(cannot_attach)? else { return Ok(()) };
+        let multi_queue = flags & IFF_MULTI_QUEUE != 0;
+        if flags & IFF_TAP == 0 || multi_queue != (queues > 1) {
+            return Err(cannot_attach(Errno::INVAL));
+        }
+        if multi_queue {
+            return Ok(());
+        }
+        // With the flags that it has: those of the last who attached are a persistent tap's from then on.
+        attach(&file, wanted, flags & (IFF_TAP | IFF_NAPI | IFF_NAPI_FRAGS | IFF_NO_PI | IFF_VNET_HDR))
+            .map(drop)
     }
 
     /// Whether opened queues could be [taken over](Self::from_descriptors). Nothing about them is changed.
@@ -185,6 +199,49 @@ impl Taps {
     pub fn queues(&self) -> usize {
         self.queues.len()
     }
+}
+
+/// An error that the kernel has answered with, about a tap.
+fn refused(name: &str, what: &'static str) -> impl FnOnce(io::Error) -> TapError {
+    let name = name.to_owned();
+    move |source| TapError::Host { name, what, source }
+}
+
+/// Opens what a queue of a tap is attached to.
+fn open_device(wanted: &str) -> Result<File, TapError> {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    options.open(TUN).map_err(refused(wanted, "open /dev/net/tun"))
+}
+
+/// Makes an opened queue one of the tap of that name. Returns the name, which the kernel may have completed.
+fn attach(file: &File, wanted: &str, flags: u16) -> Result<String, TapError> {
+    let mut request = Request::named(wanted)?;
+    request.set_flags(flags);
+    request.control(file, TUNSETIFF).map_err(refused(wanted, "attach to it"))?;
+    Ok(request.name())
+}
+
+/// The flags of a tap that is there, as the kernel shows them without attaching to it; none if it does not show
+/// interfaces of this name space.
+fn flags_of(name: &str) -> Result<Option<u16>, Errno> {
+    let interface = format!("/sys/class/net/{name}");
+    match std::fs::read_to_string(format!("{interface}/tun_flags")) {
+        Ok(text) => {
+            let digits = text.trim().trim_start_matches("0x");
+            // Higher flags are the kernel's own.
+            let all = u32::from_str_radix(digits, 16).map_err(|_| Errno::INVAL)?;
+            Ok(Some(u16::try_from(all & 0xffff).unwrap_or_default()))
+        }
+        Err(_) if std::fs::metadata(&interface).is_ok() => Err(Errno::INVAL),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether this process has what it takes to make a tap: without `CAP_NET_ADMIN` nobody has.
+fn may_make() -> bool {
+    let sets = rustix::thread::capabilities(None);
+    sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
 /// What the kernel says of a descriptor that is to be a queue of a tap, with the headers that are needed.

@@ -56,27 +56,43 @@ impl Checked {
         let memory = self.snapshot.open_memory().err().map(RestoreError::from);
         let files = OwnFiles::obstacles(&self.config.memory, &self.plan);
         let files = files.into_iter().map(|error| BackingError::from(error).into());
-        let clocks = self.check_clocks(host).err();
-        let built = clocks.into_iter().chain(self.resources()).map(RestoreError::from);
-        memory.into_iter().chain(files).chain(built).collect()
+        let clocks = self.check_clocks(host).err().map(RestoreError::from);
+        memory.into_iter().chain(files).chain(clocks).chain(self.resources()).collect()
     }
 
-    /// What of the host's is not there, or is not what it was.
-    fn resources(&self) -> Vec<BuildError> {
+    /// What of the host's is not there, is somebody else's, or is not what it was: what a restore opens first comes first.
+    fn resources(&self) -> Vec<RestoreError> {
+        let nodes = self.config.memory.iter().filter_map(|zone| Backing::of(zone, &()).check_node().err());
+        let built = self.machine_resources().into_iter().map(RestoreError::from);
+        self.consoles().chain(nodes.map(RestoreError::from)).chain(built).collect()
+    }
+
+    /// What keeps consoles from their places.
+    fn consoles(&self) -> impl Iterator<Item = RestoreError> {
+        let attach = |id: &str, source| BuildError::Attach { id: id.to_owned(), source }.into();
+        let serial = probe::console(&self.config.serial).map_err(|source| attach(SERIAL_ID, source));
+        let virtio = self.config.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Console(console) => Some(console),
+            _ => None,
+        });
+        let virtio = virtio.map(move |console| {
+            probe::console(&console.target).map_err(|source| attach(&console.id, source))
+        });
+        std::iter::once(serial).chain(virtio).filter_map(Result::err)
+    }
+
+    fn machine_resources(&self) -> Vec<BuildError> {
         let Self { config, snapshot, awaiting, .. } = self;
-        let serial = probe::console(&config.serial)
-            .map_err(|source| BuildError::Attach { id: SERIAL_ID.to_owned(), source });
-        let devices = config.devices.iter().filter(|device| !awaits(awaiting, device.id()));
+        let is_console = |device: &DeviceConfig| matches!(device, DeviceConfig::Console(_));
+        let devices = config.devices.iter();
+        let devices = devices.filter(|device| !is_console(device) && !awaits(awaiting, device.id()));
         let devices = devices.map(|device| attach::probe(device, snapshot.sections()));
-        let zones = config.memory.iter();
-        let zones = zones.map(|zone| Backing::of(zone, &()).check_node().map_err(BuildError::Memory));
         let present = config.cpus.affinity.iter().filter(|(vcpu, _)| *vcpu < config.cpus.boot);
         let processors = present.map(|(index, cpus)| {
             let index = *index;
             check_cpus(cpus).map_err(|source| BuildError::Vcpu(VcpuError::Affinity { index, source }))
         });
-        let all = std::iter::once(serial).chain(devices).chain(zones).chain(processors);
-        all.filter_map(Result::err).collect()
+        devices.chain(processors).filter_map(Result::err).collect()
     }
 
     fn check_clocks(&self, host: &Host) -> Result<(), BuildError> {
@@ -101,7 +117,7 @@ impl Checked {
             content::verify(&saved, true, &())?;
         }
         if let Some(first) = first_missing {
-            return Err(first.into());
+            return Err(first);
         }
         let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
         let memory_bytes =

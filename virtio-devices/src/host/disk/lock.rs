@@ -44,18 +44,25 @@ fn holder(pid: Option<u32>) -> String {
 /// # Errors
 /// Another opening has a lock that conflicts, or the host refuses.
 pub fn lock(file: &File, granularity: Granularity, read_only: bool, size: u64) -> Result<(), LockError> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    let mut range = range(kind, granularity, size);
+    let mut range = range(kind(read_only), granularity, size);
     match control(file, libc::F_OFD_SETLK, &mut range) {
         Ok(()) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             control(file, libc::F_OFD_GETLK, &mut range).map_err(LockError::Host)?;
-            let exclusive = i32::from(range.l_type) == libc::F_WRLCK;
-            // A lock of the same kind as ours has no process: its pid reads as -1.
-            Err(LockError::Taken { pid: u32::try_from(range.l_pid).ok().filter(|pid| *pid != 0), exclusive })
+            Err(taken(&range))
         }
         Err(error) => Err(LockError::Host(error)),
     }
+}
+
+/// Whether [`lock`] would lock `file`. Nothing is locked, not for a moment either: nobody else's lock can fail by it.
+///
+/// # Errors
+/// Those that `lock` would have.
+pub fn check(file: &File, granularity: Granularity, read_only: bool, size: u64) -> Result<(), LockError> {
+    let mut range = range(kind(read_only), granularity, size);
+    control(file, libc::F_OFD_GETLK, &mut range).map_err(LockError::Host)?;
+    if i32::from(range.l_type) == libc::F_UNLCK { Ok(()) } else { Err(taken(&range)) }
 }
 
 /// Takes the lock back.
@@ -65,6 +72,17 @@ pub fn lock(file: &File, granularity: Granularity, read_only: bool, size: u64) -
 pub fn unlock(file: &File) -> Result<(), LockError> {
     let mut range = range(libc::F_UNLCK, Granularity::Full, 0);
     control(file, libc::F_OFD_SETLK, &mut range).map_err(LockError::Host)
+}
+
+fn kind(read_only: bool) -> libc::c_int {
+    if read_only { libc::F_RDLCK } else { libc::F_WRLCK }
+}
+
+/// The lock in the way, as `F_OFD_GETLK` tells it.
+fn taken(range: &libc::flock) -> LockError {
+    let exclusive = i32::from(range.l_type) == libc::F_WRLCK;
+    // A lock of the same kind as ours has no process: its pid reads as -1.
+    LockError::Taken { pid: u32::try_from(range.l_pid).ok().filter(|pid| *pid != 0), exclusive }
 }
 
 fn range(kind: libc::c_int, granularity: Granularity, size: u64) -> libc::flock {
@@ -100,14 +118,23 @@ mod tests {
         for granularity in [Granularity::ByteRange, Granularity::Full] {
             lock(&first, granularity, false, 4096).unwrap();
             lock(&first, granularity, false, 4096).unwrap();
+            check(&first, granularity, false, 4096).unwrap();
             for read_only in [false, true] {
+                let told = check(&second, granularity, read_only, 4096).unwrap_err();
                 let error = lock(&second, granularity, read_only, 4096).unwrap_err();
                 assert!(matches!(error, LockError::Taken { exclusive: true, .. }), "{error}");
                 assert!(error.to_string().contains("in use"), "{error}");
+                assert_eq!(told.to_string(), error.to_string());
             }
             unlock(&first).unwrap();
+            for read_only in [false, true] {
+                check(&second, granularity, read_only, 4096).unwrap();
+            }
             lock(&second, granularity, true, 4096).unwrap();
+            check(&first, granularity, true, 4096).unwrap();
             lock(&first, granularity, true, 4096).unwrap();
+            let told = check(&first, granularity, false, 4096).unwrap_err();
+            assert!(matches!(told, LockError::Taken { exclusive: false, .. }), "{told}");
             assert!(matches!(
                 lock(&first, granularity, false, 4096),
                 Err(LockError::Taken { exclusive: false, .. })

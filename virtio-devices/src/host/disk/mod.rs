@@ -66,6 +66,12 @@ pub trait DiskImage: Send + Sync + fmt::Debug {
     /// Somebody does.
     fn lock(&self) -> Result<(), LockError>;
 
+    /// Whether [`lock`](Self::lock) would succeed. Nothing is locked.
+    ///
+    /// # Errors
+    /// It would not.
+    fn check_lock(&self) -> Result<(), LockError>;
+
     /// Lets others use it, before it is closed: for a migration to a process of the same host.
     ///
     /// # Errors

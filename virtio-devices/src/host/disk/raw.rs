@@ -197,6 +197,10 @@ impl DiskImage for RawImage {
         lock::lock(&self.file, self.options.lock, self.options.read_only, self.size_bytes())
     }
 
+    fn check_lock(&self) -> Result<(), LockError> {
+        lock::check(&self.file, self.options.lock, self.options.read_only, self.size_bytes())
+    }
+
     fn unlock(&self) -> Result<(), LockError> {
         lock::unlock(&self.file)
     }

@@ -60,6 +60,77 @@ fn a_tap_is_made_and_set_up() {
     assert!(!interface.is_there());
 }
 
+/// A tap that is there without anybody having opened it; gone when dropped.
+struct Persistent(File);
+
+impl Persistent {
+    fn make(name: &str, flags: u16) -> Self {
+        let file = open_device(name).unwrap();
+        attach(&file, name, flags).unwrap();
+        Self::set(&file, 1);
+        Self(file)
+    }
+
+    fn set(file: &File, on: libc::c_ulong) {
+        // <linux/if_tun.h>
+        const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+        // SAFETY: the request takes its argument by value.
+        assert_eq!(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, on) }, 0);
+    }
+
+    /// Closes what made it, and does `work`.
+    fn unused(self, name: &str, flags: u16, work: impl FnOnce()) {
+        drop(self.0);
+        work();
+        let file = open_device(name).unwrap();
+        attach(&file, name, flags).unwrap();
+        Self::set(&file, 0);
+    }
+}
+
+/// What opening a tap is refused with, which looking at it must say too.
+fn said(name: Option<&str>, queues: u16) -> String {
+    let chain = |error: TapError| format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    let told = chain(Taps::check(name, queues).unwrap_err());
+    assert_eq!(chain(Taps::open(name, queues).unwrap_err()), told);
+    told
+}
+
+#[test]
+fn a_tap_is_looked_at_without_being_made_or_changed() {
+    if !may_make_taps() {
+        return;
+    }
+    let wanted = name("c");
+    for queues in [1, 2] {
+        Taps::check(None, queues).unwrap();
+        Taps::check(Some(&wanted), queues).unwrap();
+        assert!(!Interface::named(&wanted).is_there(), "it was made");
+    }
+    let flags = || std::fs::read_to_string(format!("/sys/class/net/{wanted}/tun_flags")).unwrap();
+    for (multi_queue, right, wrong) in [(0, 1, 2), (IFF_MULTI_QUEUE, 2, 1)] {
+        // Without what this one would attach with.
+        let others = IFF_TAP | multi_queue;
+        let made = Persistent::make(&wanted, others);
+        assert!(said(Some(&wanted), wrong).ends_with("Invalid argument (os error 22)"));
+        if multi_queue == 0 {
+            assert!(said(Some(&wanted), right).ends_with("busy (os error 16)"));
+        } else {
+            Taps::check(Some(&wanted), right).unwrap();
+        }
+        let before = flags();
+        made.unused(&wanted, others, || {
+            for _ in 0..2 {
+                Taps::check(Some(&wanted), right).unwrap();
+                assert_eq!(flags(), before);
+            }
+            assert!(said(Some(&wanted), wrong).ends_with("Invalid argument (os error 22)"));
+        });
+        assert!(!Interface::named(&wanted).is_there());
+    }
+    assert!(said(Some("lo"), 1).starts_with("tap lo: cannot attach to it: "));
+}
+
 #[test]
 fn a_tap_without_a_name_gets_one() {
     if !may_make_taps() {

@@ -242,8 +242,8 @@ pub fn attach(
     }
 }
 
-/// Whether what `config` needs is there, and is what the saved state of the device needs it to be, without making or
-/// changing anything.
+/// Whether what `config` needs is there, is nobody else's, and is what the saved state of the device needs it to be, without
+/// making or changing anything.
 ///
 /// # Errors
 /// Something is not there, may not be used, or is not what it was.
@@ -251,10 +251,10 @@ pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result
     let id = config.id();
     let attach = |source| BuildError::Attach { id: id.to_owned(), source };
     match config {
-        DeviceConfig::Rng(config) => probe::file(&config.source, false).map_err(attach),
+        DeviceConfig::Rng(config) => probe::readable(&config.source).map_err(attach),
         DeviceConfig::Console(config) => probe::console(&config.target).map_err(attach),
         DeviceConfig::Block(config) => {
-            let image = block::open_image(config).map_err(attach)?;
+            let image = probe::image(config).map_err(attach)?;
             let state: BlockState = sections::device_state(saved, id)?;
             state.check(&image).map_err(|error| error.in_device(id))?;
             Ok(())

@@ -168,12 +168,7 @@ impl Window {
     /// # Errors
     /// Somebody does.
     pub fn lock(&self) -> Result<(), AttachError> {
-        let read_only = match self.memory.keeping() {
-            // Nobody else can open it.
-            Keeping::Nameless => return Ok(()),
-            Keeping::File => false,
-            Keeping::Discarded => true,
-        };
+        let Some(read_only) = is_read_only(self.memory.keeping()) else { return Ok(()) };
         lock::lock(self.memory.file(), Granularity::ByteRange, read_only, self.size)
             .map_err(|source| AttachError::Locked { path: self.path.clone(), source })
     }
@@ -190,6 +185,15 @@ impl Window {
     /// Its memory.
     pub fn memory(&self) -> &PersistentMemory {
         &self.memory
+    }
+}
+
+/// Whether a file is locked for reading alone; none that nobody else can open is.
+fn is_read_only(keeping: Keeping) -> Option<bool> {
+    match keeping {
+        Keeping::Nameless => None,
+        Keeping::File => Some(false),
+        Keeping::Discarded => Some(true),
     }
 }
 
@@ -217,12 +221,15 @@ pub fn attach(
     Ok(Attached { device, control: Control::Pmem(window) })
 }
 
-/// Whether the file is there and can fill the window that the guest knows.
+/// Whether the file is there, can fill the window that the guest knows, and is nobody else's.
 ///
 /// # Errors
 /// It is not, or cannot.
 pub fn probe(config: &PmemConfig, saved: &PmemState) -> Result<(), AttachError> {
-    PmemFile::find(config, Some(saved.size), false).map(drop)
+    let PmemFile { path, file, keeping, size } = PmemFile::find(config, Some(saved.size), false)?;
+    let (Some(file), Some(read_only)) = (file, is_read_only(keeping)) else { return Ok(()) };
+    lock::check(&file, Granularity::ByteRange, read_only, size)
+        .map_err(|source| AttachError::Locked { path, source })
 }
 
 #[cfg(test)]

@@ -1,30 +1,42 @@
-//! Whether what a device needs could be opened, found out without making or changing anything. What only shows
-//! when it is taken is not found out: that an image is locked, or a tap in use.
+//! Whether what a device needs could be opened, found out without making or changing anything. What a probe says against
+//! it is what opening it would say.
 
 use std::{
     fs::{File, OpenOptions},
     io,
+    os::unix::net::SocketAddr,
     path::Path,
 };
 
-use rustix::io::Errno;
-use virtio_devices::host::tap::Taps;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
+use virtio_devices::host::{disk::DiskImage, tap::Taps};
 
-use super::AttachError;
-use crate::config::{ConsoleTarget, NetConfig};
-
-const TUN: &str = "/dev/net/tun";
+use super::{AttachError, block};
+use crate::config::{BlockConfig, ConsoleTarget, NetConfig};
 
 /// Whether a network device's tap could be opened or made.
 ///
 /// # Errors
-/// Something of it is not there, or may not be used.
+/// Something of it is not there, may not be used, or is used by somebody else.
 pub fn net(config: &NetConfig) -> Result<(), AttachError> {
-    if !config.fds.is_empty() {
-        return Taps::check_descriptors(&config.fds).map_err(AttachError::Tap);
-    }
-    file(Path::new(TUN), true)?;
-    config.tap.as_deref().map_or(Ok(()), tap)
+    let usable = match config.fds.as_slice() {
+        [] => Taps::check(config.tap.as_deref(), config.queue_pairs),
+        fds => Taps::check_descriptors(fds),
+    };
+    usable.map_err(AttachError::Tap)
+}
+
+/// Whether a disk's image could be opened and locked. Returned opened; it is not locked.
+///
+/// # Errors
+/// It could not.
+pub fn image(config: &BlockConfig) -> Result<impl DiskImage + use<>, AttachError> {
+    let image = block::open_image(config)?;
+    image.check_lock().map_err(|source| AttachError::Locked { path: config.path.clone(), source })?;
+    Ok(image)
 }
 
 /// Whether a console could go there.
@@ -32,44 +44,93 @@ pub fn net(config: &NetConfig) -> Result<(), AttachError> {
 /// # Errors
 /// It could not.
 pub fn console(target: &ConsoleTarget) -> Result<(), AttachError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AttachError::Open { path, source }
+    };
     match target {
-        ConsoleTarget::File(path) if path.exists() => file(path, true),
-        ConsoleTarget::File(path) => directory_of(path),
-        ConsoleTarget::Socket(path) if path.symlink_metadata().is_ok() => {
-            Err(AttachError::Open { path: path.clone(), source: Errno::ADDRINUSE.into() })
+        ConsoleTarget::File(path) if path.exists() => {
+            let opened = OpenOptions::new().append(true).open(path);
+            opened.map(drop).map_err(failed(path))
         }
-        ConsoleTarget::Socket(path) => directory_of(path),
+        ConsoleTarget::File(path) => can_be_made(path).map_err(failed(path)),
+        ConsoleTarget::Socket(path) => can_be_bound(path).map_err(failed(path)),
         ConsoleTarget::Off | ConsoleTarget::Null | ConsoleTarget::Tty | ConsoleTarget::Pty => Ok(()),
     }
 }
 
-/// Whether a file can be opened.
+/// Whether a file can be read.
 ///
 /// # Errors
 /// It cannot.
-pub fn file(path: &Path, write: bool) -> Result<(), AttachError> {
-    let opened: io::Result<File> = OpenOptions::new().read(true).write(write).open(path);
-    opened.map(drop).map_err(|source| AttachError::Open { path: path.to_owned(), source })
+pub fn readable(path: &Path) -> Result<(), AttachError> {
+    File::open(path).map(drop).map_err(|source| AttachError::Open { path: path.to_owned(), source })
 }
 
-/// A tap that is there must be one; one that is not is made.
-fn tap(name: &str) -> Result<(), AttachError> {
-    let interface = Path::new("/sys/class/net").join(name);
-    if interface.exists() && !interface.join("tun_flags").exists() {
-        return Err(failed(&interface, io::ErrorKind::InvalidInput));
+/// A place where there is anything, a socket that nobody listens on any more too, is taken (bind(2)).
+fn can_be_bound(path: &Path) -> io::Result<()> {
+    SocketAddr::from_pathname(path)?;
+    if path.symlink_metadata().is_ok() {
+        return Err(Errno::ADDRINUSE.into());
     }
-    Ok(())
+    can_be_made(path)
 }
 
-/// Whether there is a directory for a file.
-///
-/// # Errors
-/// There is none.
-pub fn directory_of(path: &Path) -> Result<(), AttachError> {
+/// Whether there is a directory for a file that is not there, and it may be written.
+fn can_be_made(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."));
-    if directory.is_dir() { Ok(()) } else { Err(failed(path, io::ErrorKind::NotFound)) }
+    // With what makes it an error if it is no directory.
+    Ok(access(directory.join("."), Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-fn failed(path: &Path, kind: io::ErrorKind) -> AttachError {
-    AttachError::Open { path: path.to_owned(), source: kind.into() }
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::{fs::PermissionsExt, net::UnixListener},
+    };
+
+    use super::*;
+    use crate::{
+        error::chain,
+        machine::attach::terminal::{self, Existing},
+    };
+
+    #[test]
+    fn what_keeps_a_console_from_its_place_is_what_opening_it_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path();
+        let (file, taken) = (place.join("file"), place.join("taken"));
+        fs::write(&file, "of another life").unwrap();
+        let listener = UnixListener::bind(&taken).unwrap();
+        for path in [
+            taken.clone(),
+            file.clone(),
+            place.to_owned(),
+            file.join("below"),
+            place.join("missing/below"),
+            place.join("x".repeat(200)),
+        ] {
+            let target = ConsoleTarget::Socket(path);
+            let said = chain(&console(&target).unwrap_err());
+            assert_eq!(chain(&terminal::open(&target, Existing::Append).unwrap_err()), said);
+        }
+        // Left by somebody who is gone.
+        drop(listener);
+        console(&ConsoleTarget::Socket(taken)).unwrap_err();
+        for path in [place.to_owned(), file.join("below"), place.join("missing/below")] {
+            let target = ConsoleTarget::File(path);
+            let said = chain(&console(&target).unwrap_err());
+            assert_eq!(chain(&terminal::open(&target, Existing::Append).unwrap_err()), said);
+        }
+        let before = fs::read_dir(place).unwrap().count();
+        console(&ConsoleTarget::Socket(place.join("socket"))).unwrap();
+        console(&ConsoleTarget::File(place.join("new"))).unwrap();
+        // It is only written to.
+        fs::set_permissions(&file, Permissions::from_mode(0o200)).unwrap();
+        console(&ConsoleTarget::File(file.clone())).unwrap();
+        assert_eq!(fs::read_dir(place).unwrap().count(), before);
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "of another life");
+    }
 }
