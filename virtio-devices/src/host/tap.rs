@@ -1,5 +1,5 @@
 //! Tap interfaces (Linux `Documentation/networking/tuntap.rst`): made or opened by name, or taken over as
-//! descriptors; and the addresses of their host end.
+//! descriptors; and the addresses of their host end, which can be put back as they were.
 #![expect(unsafe_code, reason = "ioctls of tap devices and network interfaces")]
 
 use std::{
@@ -312,6 +312,21 @@ pub struct Interface {
     name: String,
 }
 
+/// What an address that an interface was given took the place of, for
+/// [`put_address_back`](Interface::put_address_back).
+#[derive(Debug)]
+pub struct Replaced(Before);
+
+#[derive(Debug)]
+enum Before {
+    /// That one was there.
+    Same,
+    /// This one, with its mask, or none.
+    V4(Option<(Ipv4Addr, Ipv4Addr)>),
+    /// Nothing: this one, with a prefix of that many bits, was added.
+    V6(Ipv6Addr, u32),
+}
+
 impl Interface {
     /// The interface of that name.
     pub fn named(name: &str) -> Self {
@@ -328,18 +343,31 @@ impl Interface {
         &self.name
     }
 
-    /// Lets it carry frames.
+    /// Lets it carry frames. `false` if it did already.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn set_up(&self) -> Result<(), TapError> {
+    pub fn set_up(&self) -> Result<bool, TapError> {
+        self.carry(true, "set it up")
+    }
+
+    /// Lets it carry frames no longer. `false` if it did not.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_down(&self) -> Result<bool, TapError> {
+        self.carry(false, "set it down")
+    }
+
+    fn carry(&self, frames: bool, what: &'static str) -> Result<bool, TapError> {
         let mut request = self.ask(libc::SIOCGIFFLAGS, "ask for its state")?;
         let up = u16::try_from(libc::IFF_UP).unwrap_or(1);
-        if request.flags() & up != 0 {
-            return Ok(());
+        let changes = (request.flags() & up != 0) != frames;
+        if changes {
+            request.set_flags(request.flags() ^ up);
+            self.change(request, libc::SIOCSIFFLAGS, what)?;
         }
-        request.set_flags(request.flags() | up);
-        self.change(request, libc::SIOCSIFFLAGS, "set it up")
+        Ok(changes)
     }
 
     /// Its MAC address.
@@ -390,24 +418,77 @@ impl Interface {
         self.change(request, libc::SIOCSIFMTU, "set its MTU")
     }
 
-    /// Gives it an address.
+    /// Gives it an address: one of IPv6 beside those that it has, one of IPv4 in the place of its first. The kernel then
+    /// drops others of IPv4 that depend on that one.
     ///
     /// # Errors
-    /// The mask is none, or the kernel refuses.
-    pub fn set_address(&self, address: IpAddr, mask: IpAddr) -> Result<(), TapError> {
+    /// The mask is none, or the kernel refuses: it has the addresses that it had.
+    pub fn set_address(&self, address: IpAddr, mask: IpAddr) -> Result<Replaced, TapError> {
         let wrong = || TapError::Mask { address, mask };
         match (address, mask) {
             (IpAddr::V4(address), IpAddr::V4(mask)) => {
                 prefix(u128::from(u32::from(mask)) << 96, 32).ok_or_else(wrong)?;
-                self.set_v4(address, libc::SIOCSIFADDR, "set its address")?;
-                self.set_v4(mask, libc::SIOCSIFNETMASK, "set its mask")
+                let before = self.v4()?;
+                if before == Some((address, mask)) {
+                    return Ok(Replaced(Before::Same));
+                }
+                let replaced = Replaced(Before::V4(before));
+                match self.place_v4(address, mask) {
+                    Ok(()) => Ok(replaced),
+                    Err(error) => {
+                        // Of the two errors, the first is the one to be told.
+                        let _ = self.put_address_back(replaced);
+                        Err(error)
+                    }
+                }
             }
             (IpAddr::V6(address), IpAddr::V6(mask)) => {
                 let length = prefix(u128::from(mask), 128).ok_or_else(wrong)?;
-                self.set_v6(address, length)
+                let added = self.change_v6(address, length, libc::SIOCSIFADDR, "set its address")?;
+                Ok(Replaced(if added { Before::V6(address, length) } else { Before::Same }))
             }
             _ => Err(wrong()),
         }
+    }
+
+    /// Takes back what [`set_address`](Self::set_address) has done.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn put_address_back(&self, replaced: Replaced) -> Result<(), TapError> {
+        match replaced.0 {
+            Before::Same => Ok(()),
+            Before::V4(Some((address, mask))) => self.place_v4(address, mask),
+            // Of all addresses the kernel takes this one to mean none.
+            Before::V4(None) => {
+                self.set_v4(Ipv4Addr::UNSPECIFIED, libc::SIOCSIFADDR, "take its address away")
+            }
+            Before::V6(address, length) => {
+                self.change_v6(address, length, libc::SIOCDIFADDR, "take its address away").map(drop)
+            }
+        }
+    }
+
+    /// Its first IPv4 address, and the mask of that.
+    fn v4(&self) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, TapError> {
+        let ask = |command, what| match self.ask(command, what) {
+            Ok(request) => {
+                // A sockaddr_in: family, port, address.
+                let [_, _, _, _, a, b, c, d, ..] = *request.payload();
+                Ok(Some(Ipv4Addr::new(a, b, c, d)))
+            }
+            Err(TapError::Host { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        };
+        let address = ask(libc::SIOCGIFADDR, "ask for its address")?;
+        Ok(address.zip(ask(libc::SIOCGIFNETMASK, "ask for its mask")?))
+    }
+
+    fn place_v4(&self, address: Ipv4Addr, mask: Ipv4Addr) -> Result<(), TapError> {
+        self.set_v4(address, libc::SIOCSIFADDR, "set its address")?;
+        self.set_v4(mask, libc::SIOCSIFNETMASK, "set its mask")
     }
 
     fn set_v4(&self, address: Ipv4Addr, command: libc::c_ulong, what: &'static str) -> Result<(), TapError> {
@@ -421,8 +502,14 @@ impl Interface {
         self.change(request, command, what)
     }
 
-    fn set_v6(&self, address: Ipv6Addr, prefix_length: u32) -> Result<(), TapError> {
-        let what = "set its address";
+    /// Adds or removes an IPv6 address. `false` if it was there, or gone, already.
+    fn change_v6(
+        &self,
+        address: Ipv6Addr,
+        prefix_length: u32,
+        command: libc::c_ulong,
+        what: &'static str,
+    ) -> Result<bool, TapError> {
         let index = self.ask(libc::SIOCGIFINDEX, "ask for its index")?;
         let [a, b, c, d, ..] = *index.payload();
         // <linux/ipv6.h>, in6_ifreq.
@@ -436,12 +523,14 @@ impl Interface {
         let request = In6IfReq { address: address.octets(), prefix_length, index };
         let socket = socket(libc::AF_INET6).map_err(|source| self.error(what, source))?;
         // SAFETY: on a socket of this family the request reads an in6_ifreq.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) };
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), command, &raw const request) };
+        if result == 0 {
+            return Ok(true);
+        }
         let error = io::Error::last_os_error();
-        if result == 0 || error.kind() == io::ErrorKind::AlreadyExists {
-            Ok(())
-        } else {
-            Err(self.error(what, error))
+        match error.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::AddrNotAvailable => Ok(false),
+            _ => Err(self.error(what, error)),
         }
     }
 

@@ -22,7 +22,7 @@ impl Machine {
     /// Gives every tap what the configuration says of its host end, and lets it carry frames.
     ///
     /// # Errors
-    /// The host refuses; the MAC addresses and MTUs of all of them are as they were.
+    /// The host refuses; all of them are as they were.
     pub(super) fn set_taps_up(&self) -> Result<(), BuildError> {
         let mut done: Vec<Before> = Vec::new();
         for device in self.devices() {
@@ -30,7 +30,7 @@ impl Machine {
             match tap.set_up() {
                 Ok(before) => done.push(before),
                 Err(source) => {
-                    done.into_iter().for_each(Before::put_back);
+                    done.into_iter().rev().for_each(Before::put_back);
                     return Err(BuildError::Attach { id: device.id.clone(), source });
                 }
             }

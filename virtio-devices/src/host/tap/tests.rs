@@ -31,8 +31,8 @@ fn a_tap_is_made_and_set_up() {
     interface.set_mtu(9000).unwrap();
     assert_eq!(interface.mtu().unwrap(), 9000);
     interface.set_address("192.0.2.1".parse().unwrap(), "255.255.255.0".parse().unwrap()).unwrap();
-    interface.set_up().unwrap();
-    interface.set_up().unwrap();
+    assert!(interface.set_up().unwrap());
+    assert!(!interface.set_up().unwrap());
     let flags = std::fs::read_to_string(format!("/sys/class/net/{wanted}/flags")).unwrap();
     let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
     assert_eq!(flags & 1, 1);
@@ -129,6 +129,58 @@ fn a_tap_is_looked_at_without_being_made_or_changed() {
         assert!(!Interface::named(&wanted).is_there());
     }
     assert!(said(Some("lo"), 1).starts_with("tap lo: cannot attach to it: "));
+}
+
+#[test]
+fn what_a_tap_was_given_is_taken_back() {
+    if !may_make_taps() {
+        return;
+    }
+    let wanted = name("d");
+    let _taps = Taps::open(Some(&wanted), 1).unwrap();
+    let interface = Interface::named(&wanted);
+    let give = |address: &str, mask: &str| {
+        interface.set_address(address.parse().unwrap(), mask.parse().unwrap()).unwrap()
+    };
+    let v4 = || interface.v4().unwrap().map(|(address, mask)| format!("{address}/{mask}"));
+    assert_eq!(v4(), None);
+    let first = give("192.0.2.1", "255.255.255.0");
+    let second = give("198.51.100.7", "255.255.0.0");
+    let none = give("198.51.100.7", "255.255.0.0");
+    let other_mask = give("198.51.100.7", "255.255.255.128");
+    assert_eq!(v4().unwrap(), "198.51.100.7/255.255.255.128");
+    interface.put_address_back(other_mask).unwrap();
+    interface.put_address_back(none).unwrap();
+    assert_eq!(v4().unwrap(), "198.51.100.7/255.255.0.0");
+    interface.put_address_back(second).unwrap();
+    assert_eq!(v4().unwrap(), "192.0.2.1/255.255.255.0");
+    interface.put_address_back(first).unwrap();
+    assert_eq!(v4(), None);
+
+    assert!(interface.set_up().unwrap());
+    assert!(interface.set_down().unwrap());
+    assert!(!interface.set_down().unwrap());
+    let error = interface.set_address("192.0.2.1".parse().unwrap(), "255.0.255.0".parse().unwrap());
+    assert!(matches!(error, Err(TapError::Mask { .. })));
+    assert_eq!(v4(), None);
+    if !std::path::Path::new("/proc/net/if_inet6").exists() {
+        return;
+    }
+    let has = |start: &str| {
+        let all = std::fs::read_to_string("/proc/net/if_inet6").unwrap();
+        all.lines().any(|line| line.ends_with(&wanted) && line.starts_with(start))
+    };
+    let first = give("2001:db8::1", "ffff:ffff::");
+    let again = give("2001:db8::1", "ffff:ffff::");
+    let second = give("2001:db8::2", "ffff:ffff::");
+    interface.put_address_back(again).unwrap();
+    interface.put_address_back(second).unwrap();
+    assert_eq!(
+        (has("20010db8000000000000000000000001"), has("20010db8000000000000000000000002")),
+        (true, false)
+    );
+    interface.put_address_back(first).unwrap();
+    assert!(!has("20010db8"));
 }
 
 #[test]

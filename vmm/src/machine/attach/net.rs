@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
 
 use virtio_devices::{
-    host::tap::{Interface, TapError, Taps},
+    host::tap::{Interface, Replaced, TapError, Taps},
     net::{self, Net},
     worker::PlainThreads,
 };
@@ -21,12 +21,15 @@ pub struct Tap {
     address: Option<(IpAddr, IpAddr)>,
 }
 
-/// What a tap was before it was set up.
+/// What of a tap has been set, and what it was before.
 #[derive(Debug)]
 pub struct Before {
     interface: Interface,
     mac: Option<[u8; 6]>,
     mtu: Option<u16>,
+    address: Option<Replaced>,
+    /// Whether it carried no frames.
+    was_down: bool,
 }
 
 /// A tap that was not there, and is made for a network device; it goes with the device.
@@ -47,17 +50,11 @@ impl Tap {
     /// Gives it what the configuration says, and lets it carry frames.
     ///
     /// # Errors
-    /// The host refuses. Its MAC address and MTU are as they were.
+    /// The host refuses. It is as it was.
     pub fn set_up(&self) -> Result<Before, AttachError> {
-        let interface = &self.interface;
-        let before = || -> Result<Before, TapError> {
-            let mac = self.mac.map(|_| interface.mac()).transpose()?;
-            let mtu = self.mtu.map(|_| interface.mtu()).transpose()?;
-            let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok());
-            Ok(Before { interface: interface.clone(), mac, mtu })
-        };
-        let before = before().map_err(AttachError::Tap)?;
-        match self.change() {
+        let interface = self.interface.clone();
+        let mut before = Before { interface, mac: None, mtu: None, address: None, was_down: false };
+        match self.change(&mut before) {
             Ok(()) => Ok(before),
             Err(error) => {
                 before.put_back();
@@ -66,26 +63,37 @@ impl Tap {
         }
     }
 
-    fn change(&self) -> Result<(), TapError> {
+    fn change(&self, before: &mut Before) -> Result<(), TapError> {
+        let interface = &self.interface;
         if let Some(mac) = self.mac {
-            self.interface.set_mac(mac)?;
+            let was = interface.mac()?;
+            interface.set_mac(mac)?;
+            before.mac = Some(was);
         }
         if let Some(mtu) = self.mtu {
-            self.interface.set_mtu(mtu)?;
+            let was = interface.mtu()?;
+            interface.set_mtu(mtu)?;
+            before.mtu = u16::try_from(was).ok();
         }
         if let Some((address, mask)) = self.address {
-            self.interface.set_address(address, mask)?;
+            before.address = Some(interface.set_address(address, mask)?);
         }
-        self.interface.set_up()
+        before.was_down = interface.set_up()?;
+        Ok(())
     }
 }
 
 impl Before {
-    /// Gives the tap its MAC address and MTU back. Addresses that it was given it keeps.
+    /// Makes the tap what it was, in the reverse order.
     pub fn put_back(self) {
-        let Self { interface, mac, mtu } = self;
-        let put = mac.map_or(Ok(()), |mac| interface.set_mac(mac));
-        if let Err(error) = put.and(mtu.map_or(Ok(()), |mtu| interface.set_mtu(mtu))) {
+        let Self { interface, mac, mtu, address, was_down } = self;
+        let put = [
+            if was_down { interface.set_down().map(drop) } else { Ok(()) },
+            address.map_or(Ok(()), |address| interface.put_address_back(address)),
+            mtu.map_or(Ok(()), |mtu| interface.set_mtu(mtu)),
+            mac.map_or(Ok(()), |mac| interface.set_mac(mac)),
+        ];
+        for error in put.into_iter().filter_map(Result::err) {
             log::warn!("it stays as it was set up: {}", crate::error::chain(&error));
         }
     }
@@ -156,6 +164,8 @@ fn open(config: &NetConfig) -> Result<Taps, AttachError> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     /// A tap of this host's, which has to say so if it has none.
@@ -167,27 +177,52 @@ mod tests {
         Some(Taps::open(Some(&format!("cmn{:x}", std::process::id())), 1).unwrap())
     }
 
+    /// All that is set of a tap: flags, MAC address, MTU and addresses.
+    fn shown(interface: &Interface) -> String {
+        let said = Command::new("ip").args(["address", "show", "dev", interface.name()]).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+        let said = String::from_utf8(said.stdout).unwrap();
+        // The kernel by itself gives one that carries frames an address, and a queue for them, for good; it finds out its
+        // state at leisure, and tells how long addresses are to last.
+        let lines = said.lines().filter(|line| !line.contains("fe80:") && !line.contains("valid_lft"));
+        let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+        let before = |index: usize| index.checked_sub(1).and_then(|at| words.get(at).copied());
+        let kept = words.iter().enumerate();
+        let kept = kept.filter(|(index, _)| !matches!(before(*index), Some("qdisc" | "state")));
+        kept.map(|(_, word)| format!("{word} ")).collect()
+    }
+
     #[test]
     fn a_tap_that_cannot_be_set_up_is_as_it_was() {
         let Some(opened) = tap() else { return };
         let interface = Interface::named(opened.name());
-        let before = (interface.mac().unwrap(), interface.mtu().unwrap());
-        let mac = [0x2e, 1, 2, 3, 4, 5];
-        let wanted = |mtu| Tap {
+        let before = shown(&interface);
+        let (mac, ours) = ([0x2e, 1, 2, 3, 4, 5], "192.0.2.1".parse().unwrap());
+        let wanted = |mtu, mask: &str| Tap {
             interface: interface.clone(),
             made: false,
             mac: Some(mac),
             mtu: Some(mtu),
-            address: None,
+            address: Some((ours, mask.parse().unwrap())),
         };
-        // Longer than what any tap carries, with its header.
-        let error = crate::error::chain(&wanted(u16::MAX).set_up().unwrap_err());
-        assert!(error.contains("cannot set its MTU"), "{error}");
-        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), before);
+        // Longer than what any tap carries, with its header; and the step behind that one.
+        for (mtu, mask, expected) in [
+            (u16::MAX, "255.255.255.0", "cannot set its MTU"),
+            (1400, "255.0.255.0", "255.0.255.0 is no mask for 192.0.2.1"),
+        ] {
+            let error = crate::error::chain(&wanted(mtu, mask).set_up().unwrap_err());
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(shown(&interface), before);
+        }
         // Another device's may fail after this one's.
-        let was = wanted(1400).set_up().unwrap();
-        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), (mac, 1400));
+        let was = wanted(1400, "255.255.255.0").set_up().unwrap();
+        let set = shown(&interface);
+        assert!(set.contains("mtu 1400") && set.contains("2e:01:02:03:04:05"), "{set}");
+        assert!(set.contains("inet 192.0.2.1/24") && set.contains("MULTICAST,UP"), "{set}");
+        // What was so before stays.
+        wanted(1400, "255.255.255.0").set_up().unwrap().put_back();
+        assert_eq!(shown(&interface), set);
         was.put_back();
-        assert_eq!((interface.mac().unwrap(), interface.mtu().unwrap()), before);
+        assert_eq!(shown(&interface), before);
     }
 }
