@@ -404,6 +404,9 @@ fn a_restore_that_fails_leaves_no_file_and_changes_no_tap() {
     assert_eq!(fs::read_to_string(&console).expect("it stays"), "of another life\n");
     image.set_len(16 << 20).expect("it can grow");
     let report = json_of(&monitor.put("vm.restore", &request).expect("nothing is missing any more"));
+    let phases = report["phases"].as_array().expect("a list");
+    let at = |name: &str| phases.iter().position(|phase| phase["name"] == name);
+    assert!(at("taps") > at("commit") && at("taps") < at("run processors"), "{phases:?}");
     assert_eq!(report["made_taps"], json!([]), "{report}");
     assert!(serial.exists());
     assert_eq!(address().trim(), host_mac);

@@ -135,7 +135,7 @@ impl Machine {
             phases.time("commit", || peripherals.commit(ground, vcpus, (memory, flash), stopped, commits))?;
         let needed = descriptors::taken_at_work(machine.layout());
         descriptors::check_room(needed).map_err(|source| BuildError::Descriptors { needed, source })?;
-        machine.set_taps_up()?;
+        phases.time("taps", || machine.set_taps_up())?;
         Ok(machine)
     }
 }
