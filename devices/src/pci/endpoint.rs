@@ -53,6 +53,8 @@ struct Bar {
 struct Placed {
     reserved: Option<(Window, u64)>,
     wired: Wired,
+    /// Whether its registers ask for a place that it could not have.
+    refused: bool,
 }
 
 /// The outcome of [`Endpoint::stage`], to be handed to [`Endpoint::committed`].
@@ -210,10 +212,14 @@ impl Endpoint {
             // function the address that another has not given up yet.
             let address = bar.register.address().filter(|_| decoding);
             let mut placed = self.reserve(bar, address, transaction);
+            placed.refused = false;
             let reserved = placed.reserved.map(|(_, base)| base);
             let wanted = match address {
                 Some(address) if reserved == Some(address) => bar.shape.at(address, &self.owner),
-                _ => Wired::default(),
+                _ => {
+                    placed.refused = address.is_some();
+                    Wired::default()
+                }
             };
             match transaction.replace(&placed.wired, wanted) {
                 Ok(wired) => placed.wired = wired,
@@ -224,11 +230,21 @@ impl Endpoint {
         StagedBars(staged.collect())
     }
 
-    /// Takes note that what [`stage`](Self::stage) staged has been committed.
-    pub fn committed(&mut self, staged: StagedBars) {
+    /// Takes note that what [`stage`](Self::stage) staged has been committed. Tells whether something has become free by
+    /// it that a BAR of another function may have been [refused](Self::is_refused) for.
+    pub fn committed(&mut self, staged: StagedBars) -> bool {
+        let mut gave_up = false;
         for (bar, placed) in self.bars.iter_mut().zip(staged.0) {
-            bar.placed = placed;
+            let before = std::mem::replace(&mut bar.placed, placed);
+            gave_up |= before.reserved.is_some() && before.reserved != bar.placed.reserved;
         }
+        gave_up
+    }
+
+    /// Whether a BAR is not where the registers say, because something else was there. To be
+    /// [staged](Self::stage) again when that may be gone.
+    pub fn is_refused(&self) -> bool {
+        self.bars.iter().any(|bar| bar.placed.refused)
     }
 
     /// Takes the function out of the address map: stages the removal of its wiring and gives its
@@ -275,6 +291,7 @@ impl Endpoint {
 
     fn unwire(&self, placed: &mut Placed, why: &Conflict, transaction: &Transaction<'_>) {
         warn!("{}: BAR left unwired: {why}", self.owner);
+        placed.refused = true;
         if let Err(conflict) = transaction.remove(&placed.wired) {
             warn!("{}: {conflict}", self.owner);
         }

@@ -114,24 +114,41 @@ impl PciSegment {
         let effect = device.lock().pci().map(|function| function.config_write(register, data));
         if effect == Some(ConfigEffect::Rewire)
             && let Some(manager) = self.manager.upgrade()
+            && rewire(&manager, &device, "BAR")
         {
-            rewire(&manager, &device, "BAR");
+            self.place_refused(&manager);
+        }
+    }
+
+    /// A place has become free: has functions with a BAR that was refused try again, in the order of their slots. A BAR
+    /// that is placed so gives nothing up, so that once is enough.
+    fn place_refused(&self, manager: &AddressManager) {
+        let all: Vec<SharedDevice> = self.slots.read().values().cloned().collect();
+        for device in all {
+            let refused = device.lock().pci().is_some_and(|function| function.endpoint().is_refused());
+            if refused {
+                rewire(manager, &device, "BAR, refused before");
+            }
         }
     }
 }
 
 /// Brings the wiring of a function in line with its registers and the shape of its BARs, in one
 /// transaction. The transaction is opened before the device is locked, as everybody does; the caller
-/// holds no lock. `label` says in the commit report what it is for.
-pub fn rewire(manager: &AddressManager, device: &SharedDevice, label: &str) {
+/// holds no lock. `label` says in the commit report what it is for. Tells whether the function has given up a place
+/// that it had.
+pub fn rewire(manager: &AddressManager, device: &SharedDevice, label: &str) -> bool {
     let transaction = manager.begin_labelled(label);
     let mut device = device.lock();
-    let Some(function) = device.pci() else { return };
+    let Some(function) = device.pci() else { return false };
     let endpoint = function.endpoint();
     let staged = endpoint.stage(&transaction);
     match transaction.commit() {
         Ok(_) => endpoint.committed(staged),
-        Err(problem) => error!("{}: BARs stay where they were: {problem}", endpoint.owner()),
+        Err(problem) => {
+            error!("{}: BARs stay where they were: {problem}", endpoint.owner());
+            false
+        }
     }
 }
 

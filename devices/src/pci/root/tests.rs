@@ -234,6 +234,36 @@ fn a_bar_on_another_device_stays_unwired_until_it_is_moved() {
 }
 
 #[test]
+fn a_bar_that_was_refused_is_placed_when_the_other_one_goes() {
+    for goes_by_moving in [true, false] {
+        let mut bench = Bench::new();
+        bench.plug(1, 7, HIGH);
+        bench.plug(2, 8, HIGH);
+        bench.plug(3, 9, HIGH);
+        for slot in 1..=3 {
+            bench.decode(slot, true);
+        }
+        assert_eq!(bench.answer(HIGH), Some(7));
+        if goes_by_moving {
+            bench.write(1, 0x10, &0x8000u32.to_le_bytes());
+        } else {
+            bench.decode(1, false);
+        }
+        // The first of those that wait; and then the next.
+        assert_eq!(bench.answer(HIGH), Some(8));
+        assert_eq!(bench.answer(HIGH + 0x8000), goes_by_moving.then_some(7));
+        bench.decode(2, false);
+        assert_eq!(bench.answer(HIGH), Some(9));
+        // One that was refused and does not decode any more waits for nothing.
+        bench.decode(2, true);
+        bench.decode(2, false);
+        let before = bench.manager.totals().commits;
+        bench.decode(3, false);
+        assert_eq!((bench.answer(HIGH), bench.manager.totals().commits), (None, before + 1));
+    }
+}
+
+#[test]
 fn a_slot_is_filled_once() {
     let bench = Bench::new();
     bench.plug(1, 7, HIGH);
