@@ -46,6 +46,9 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// Somebody asked for it to be given up.
+    #[error("given up, as was asked for")]
+    Cancelled,
     /// The directory holds no whole snapshot.
     #[error("{} holds no snapshot: it has no manifest.json", .path.display())]
     None {

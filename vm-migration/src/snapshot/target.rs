@@ -83,17 +83,26 @@ impl Target {
         self.unfinished.join(name)
     }
 
-    /// Moves the four files, which have been synced, into the target; `sync` makes the moves last.
+    /// Moves the four files, which have been synced, into the target; `sync` makes the moves last. `is_cancelled` is asked
+    /// before each whether it shall be given up.
     ///
     /// # Errors
-    /// One cannot be moved, or the target cannot be synced; it then holds no snapshot, unless the error says so.
-    pub(super) fn publish(mut self, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), SnapshotError> {
+    /// One cannot be moved, the target cannot be synced, or it was given up; it then holds no snapshot, unless the error
+    /// says so.
+    pub(super) fn publish(
+        mut self,
+        is_cancelled: &dyn Fn() -> bool,
+        sync: impl Fn(&File) -> io::Result<()>,
+    ) -> Result<(), SnapshotError> {
+        let go_on = || if is_cancelled() { Err(SnapshotError::Cancelled) } else { Ok(()) };
         for part in PARTS {
+            go_on()?;
             self.take_in(part)?;
             self.moved.push(part);
         }
         // After a power cut there must be no manifest without the others.
         sync(&self.directory).map_err(|source| self.unsynced(source))?;
+        go_on()?;
         self.take_in(MANIFEST)?;
         self.published = true;
         let _ = fs::remove_dir(&self.unfinished);

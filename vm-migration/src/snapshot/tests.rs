@@ -46,6 +46,15 @@ fn finish_syncing(
     sections: &[Section],
     sync: impl Fn(&File) -> io::Result<()>,
 ) -> Result<Manifest, SnapshotError> {
+    finish_asking(writer, sections, &|| false, sync)
+}
+
+fn finish_asking(
+    writer: SnapshotWriter,
+    sections: &[Section],
+    is_cancelled: &dyn Fn() -> bool,
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> Result<Manifest, SnapshotError> {
     writer.memory().set_len(table().size).unwrap();
     let describe = |state, digests| Manifest {
         format: FORMAT,
@@ -58,7 +67,7 @@ fn finish_syncing(
         memory: table(),
         chain: None,
     };
-    writer.finish_syncing("{}", sections, describe, sync)
+    writer.finish_syncing("{}", sections, describe, is_cancelled, sync)
 }
 
 fn written() -> TempDir {

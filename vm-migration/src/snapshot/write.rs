@@ -49,17 +49,21 @@ impl SnapshotWriter {
         self.target.join(MEMORY)
     }
 
-    /// Writes the rest. `describe` gets the digests of the sections and makes the manifest.
+    /// Writes the rest. `describe` gets the digests of the sections and makes the manifest. `is_cancelled` is asked
+    /// between the steps whether it shall be given up; bringing memory to the disk is one step, which is short if that
+    /// has been done before. With the manifest in its place it is done, and nobody is asked any more.
     ///
     /// # Errors
-    /// A file cannot be written, synced or moved; the target then holds no snapshot, unless the error says so.
+    /// A file cannot be written, synced or moved, or it was given up; the target then holds no snapshot, unless the error
+    /// says so.
     pub fn finish(
         self,
         config: &str,
         sections: &[Section],
         describe: impl FnOnce(FileDigest, Vec<SectionDigest>) -> Manifest,
+        is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Manifest, SnapshotError> {
-        self.finish_syncing(config, sections, describe, File::sync_all)
+        self.finish_syncing(config, sections, describe, is_cancelled, File::sync_all)
     }
 
     /// Likewise; `sync` syncs the target.
@@ -68,6 +72,7 @@ impl SnapshotWriter {
         config: &str,
         sections: &[Section],
         describe: impl FnOnce(FileDigest, Vec<SectionDigest>) -> Manifest,
+        is_cancelled: &dyn Fn() -> bool,
         sync: impl Fn(&File) -> io::Result<()>,
     ) -> Result<Manifest, SnapshotError> {
         let form = |name| move |source| SnapshotError::Form { path: PathBuf::from(name), source };
@@ -83,10 +88,13 @@ impl SnapshotWriter {
 
         self.write(CONFIG, config.as_bytes())?;
         self.write(STATE, &state)?;
+        if is_cancelled() {
+            return Err(SnapshotError::Cancelled);
+        }
         self.memory.sync_all().map_err(self.failed("sync", MEMORY))?;
         // Last: that it is there says that the others are, too.
         self.write(MANIFEST, text.as_bytes())?;
-        self.target.publish(sync)?;
+        self.target.publish(is_cancelled, sync)?;
         Ok(manifest)
     }
 

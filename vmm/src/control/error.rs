@@ -2,6 +2,7 @@
 
 use api_client::wire::VmState;
 use thiserror::Error;
+use vm_migration::snapshot::SnapshotError;
 
 use crate::{
     config::{ConfigError, ErrorClass},
@@ -150,6 +151,7 @@ impl CommandError {
             Self::Save(SaveError::Memory(error)) | Self::Restore(RestoreError::Content(error)) => {
                 matches!(error, ContentError::Cancelled)
             }
+            Self::Save(SaveError::Directory(error)) => matches!(error, SnapshotError::Cancelled),
             Self::Restore(RestoreError::Backing(error)) => matches!(error, BackingError::Cancelled),
             _ => false,
         }

@@ -52,13 +52,8 @@ pub fn merge(from: &Path, to: &Path) -> Result<MergeReport, MergeError> {
     let memory_bytes = copy(&memory, writer.memory(), &writer.memory_path())?;
     let (manifest, config) = (snapshot.manifest.clone(), snapshot.config.clone());
     let sections: Vec<_> = snapshot.into_sections().into_values().collect();
-    let written = writer.finish(&config, &sections, |state, sections| Manifest {
-        format: FORMAT,
-        state,
-        sections,
-        chain: None,
-        ..manifest
-    })?;
+    let describe = |state, sections| Manifest { format: FORMAT, state, sections, chain: None, ..manifest };
+    let written = writer.finish(&config, &sections, describe, &|| false)?;
     Ok(MergeReport { directory: to.to_owned(), root: written.root()?, snapshots, memory_bytes })
 }
 

@@ -157,18 +157,20 @@ fn save_tracking(
         parent.map(|parent| Chain::over(&parent.snapshot, stored.own, &request.target)).transpose()?;
     let text = serde_json::to_string(said)?;
     let (cpu, layout, config) = (raw(&cpu)?, raw(machine.layout())?, RawValue::from_string(text.clone())?);
+    let describe = |state, sections| Manifest {
+        format: if chain.is_some() { FORMAT_CHAIN } else { FORMAT },
+        program: concat!("cumulet ", env!("CARGO_PKG_VERSION")).to_owned(),
+        cpu,
+        layout,
+        config,
+        state,
+        sections,
+        memory: table,
+        chain,
+    };
     let manifest = phases.time("write and sync", || {
-        writer.finish(&text, &sections, |state, sections| Manifest {
-            format: if chain.is_some() { FORMAT_CHAIN } else { FORMAT },
-            program: concat!("cumulet ", env!("CARGO_PKG_VERSION")).to_owned(),
-            cpu,
-            layout,
-            config,
-            state,
-            sections,
-            memory: table,
-            chain,
-        })
+        content::write_out(writer.memory(), &writer.memory_path(), progress)?;
+        Ok::<_, SaveError>(writer.finish(&text, &sections, describe, &|| progress.is_cancelled())?)
     })?;
     Ok(SaveReport {
         directory: request.target.clone(),

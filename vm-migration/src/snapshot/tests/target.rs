@@ -263,6 +263,38 @@ fn a_target_that_cannot_be_synced_holds_no_snapshot_and_does_for_the_next() {
 }
 
 #[test]
+fn one_that_is_given_up_leaves_the_target_as_it_was_and_works_again() {
+    let (mut at, mut moves) = (0, BTreeMap::new());
+    loop {
+        let target = TempDir::new().unwrap();
+        fs::write(target.path().join("other"), "kept").unwrap();
+        let before = tree(target.path());
+        let (asked, there) = (Cell::new(0), Cell::new(0));
+        let is_cancelled = || {
+            there.set(MOVES.iter().filter(|name| target.path().join(name).exists()).count());
+            asked.replace(asked.get() + 1) == at
+        };
+        let writer = SnapshotWriter::create(target.path()).unwrap();
+        match finish_asking(writer, &[section("a")], &is_cancelled, File::sync_all) {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, SnapshotError::Cancelled), "{error}"),
+        }
+        assert_eq!(
+            (asked.get(), tree(target.path())),
+            (at + 1, before),
+            "given up when asked the {at}th time"
+        );
+        *moves.entry(there.get()).or_insert(0) += 1;
+        write(target.path(), &[section("new")]).unwrap();
+        Snapshot::open(target.path(), true).unwrap();
+        at += 1;
+    }
+    // With none of the files in their places, and with each number of them but all.
+    assert_eq!(moves.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(moves[&0], 2, "once before memory is synced, once after");
+}
+
+#[test]
 fn a_snapshot_that_can_neither_be_synced_nor_taken_back_is_said_to_be_there() {
     let target = TempDir::new().unwrap();
     let (manifest, aside) = (target.path().join(MANIFEST), target.path().join("aside"));

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use api_client::wire::{JobInfo, JobState, VmState};
 use devices::GuestRequest;
 use serde_json::json;
+use vm_migration::snapshot::SnapshotError;
 
 use super::{Answer, Bench, Command, CommandError, Ending, FailureClass};
+use crate::{memory::content::ContentError, snapshot::SaveError};
 
 /// The newest job, once it is in a phase.
 fn in_phase(bench: &Bench, phase: &str) -> JobInfo {
@@ -64,6 +66,15 @@ fn a_boot_that_is_given_up_leaves_the_vm_created() {
     bench.reaches(Some(VmState::Created));
     bench.handle.call(Command::Boot).unwrap();
     assert_eq!(bench.state(), Some(VmState::Running));
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_late_is_as_one_that_is_given_up_early() {
+    let late = CommandError::Save(SaveError::Directory(SnapshotError::Cancelled));
+    let early = CommandError::Save(SaveError::Memory(ContentError::Cancelled));
+    assert!(late.is_cancelled() && early.is_cancelled());
+    let last = |error: &CommandError| crate::error::messages(error).pop();
+    assert_eq!((last(&late), late.code()), (last(&early), early.code()));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod load;
 mod pages;
 mod plan;
 mod save;
+mod sync;
 mod tally;
 #[cfg(test)]
 pub(super) mod tests;
@@ -24,6 +25,7 @@ pub use self::{
     pages::is_zero,
     plan::{MemoryMode, RestorePlan, ZoneMode, is_kept_in_snapshot},
     save::{Rest, Stored, ZonePages, save},
+    sync::write_out,
     tally::Tally,
     touched::{data, touched},
 };
@@ -46,7 +48,7 @@ pub enum ContentError {
     /// Something cannot be done with the memory file.
     #[error("cannot {operation} {} at {offset:#x}", .path.display())]
     File {
-        /// Write, examine, page in.
+        /// Write, sync, examine, page in.
         operation: &'static str,
         /// The memory file.
         path: PathBuf,
