@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -13,48 +13,12 @@ use cumulet_tests::{
     cumulet,
     guest::{self, Console},
     monitor::{self, Monitor},
-    saved::{self, check, drive, machine, snapshot},
+    saved::{self, FREE, Saved, check, drive, machine, snapshot},
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// First address that is the tests' own (docs/test-guest.md).
-const FREE: u64 = 32 << 20;
-
-/// A snapshot of a machine under way, and what its guest knows.
-struct Saved {
-    directory: TempDir,
-    snapshot: PathBuf,
-    nonce: String,
-}
 
 fn saved() -> Saved {
-    let directory = tempfile::tempdir().expect("there is room");
-    let place = directory.path();
-    let mut first = Monitor::start(place, &[] as &[&str]);
-    let mut console = first.boot(place, &machine(place));
-    drive(&mut console);
-    check(&mut console);
-    console.ok(&format!("fill {FREE:#x} 24M 7"));
-    let nonce = console.ok("nonce");
-    let snapshot = snapshot(&mut first, place);
-    first.quit();
-    Saved { directory, snapshot, nonce }
-}
-
-impl Saved {
-    fn place(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// The guest is the one that was saved, and everything of it works.
-    fn proves_itself(&self) -> Console {
-        let mut console = monitor::serial(self.place());
-        assert_eq!(console.ok("nonce"), self.nonce);
-        assert_eq!(console.ok(&format!("verify {FREE:#x} 24M 7")), "same");
-        check(&mut console);
-        console
-    }
+    Saved::of(machine)
 }
 
 #[test]

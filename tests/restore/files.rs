@@ -1,68 +1,35 @@
 //! Memory zones with files of their own: what was left in one must be there, and what comes out of a snapshot comes into
 //! nothing that has content.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
 
 use cumulet_tests::{
     cumulet,
-    guest::Console,
     monitor::{self, Monitor},
-    saved,
+    saved::{self, Saved},
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{Held, refused_alike};
 
 const SIZE: u64 = 128 << 20;
-/// First address that is the tests' own (docs/test-guest.md).
-const FREE: u64 = 32 << 20;
 
-/// A snapshot of a guest whose memory is one zone.
-struct Saved {
-    directory: TempDir,
-    snapshot: PathBuf,
-    nonce: String,
-}
-
-/// A zone that is shared if that is asked for, with a file if there is one.
+/// A guest whose memory is one zone, shared if that is asked for, with a file if there is one.
 fn saved(shared: bool, file: Option<&str>) -> Saved {
-    let directory = tempfile::tempdir().expect("there is room");
-    let place = directory.path();
-    let file = file.map(|name| place.join(name));
-    let zone = json!({ "id": "low", "size": SIZE, "shared": shared, "file": file });
-    let mut machine = saved::machine(place);
-    machine["memory"] = json!({ "size": 0, "zones": [zone] });
-    let mut monitor = Monitor::start(place, &[] as &[&str]);
-    let mut console = monitor.boot(place, &machine);
-    console.ok(&format!("fill {FREE:#x} 24M 7"));
-    let nonce = console.ok("nonce");
-    let snapshot = saved::snapshot(&mut monitor, place);
-    monitor.quit();
-    Saved { directory, snapshot, nonce }
+    Saved::of(|place| {
+        let file = file.map(|name| place.join(name));
+        let zone = json!({ "id": "low", "size": SIZE, "shared": shared, "file": file });
+        let mut machine = saved::machine(place);
+        machine["memory"] = json!({ "size": 0, "zones": [zone] });
+        machine
+    })
 }
 
-impl Saved {
-    fn place(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn proves_itself(&self) -> Console {
-        let mut console = monitor::serial(self.place());
-        assert_eq!(console.ok("nonce"), self.nonce);
-        assert_eq!(console.ok(&format!("verify {FREE:#x} 24M 7")), "same");
-        console
-    }
-
-    /// It is refused, tried or meant, and nothing is left of it.
-    fn refused(&self, monitor: &mut Monitor, said: &Value, expected: &[&str]) {
-        let held = Held::by(monitor);
-        let said = refused_alike(monitor, held, &monitor::restore_request(&self.snapshot, said));
-        assert!(expected.iter().all(|part| said.contains(part)), "{said}");
-    }
+/// It is refused, tried or meant, and nothing is left of it.
+fn refused(saved: &Saved, monitor: &mut Monitor, said: &Value, expected: &[&str]) {
+    let held = Held::by(monitor);
+    let said = refused_alike(monitor, held, &monitor::restore_request(&saved.snapshot, said));
+    assert!(expected.iter().all(|part| said.contains(part)), "{said}");
 }
 
 #[test]
@@ -75,10 +42,10 @@ fn memory_that_was_left_in_a_file_must_be_there_whole() {
     let name = file.display().to_string();
     let mut monitor = Monitor::start(saved.place(), &[] as &[&str]);
     fs::rename(&file, &moved).expect("it can be moved");
-    saved.refused(&mut monitor, &json!({}), &["memory zone low", &name, "No such file"]);
+    refused(&saved, &mut monitor, &json!({}), &["memory zone low", &name, "No such file"]);
     assert!(!file.exists(), "it was made");
     File::create(&file).and_then(|file| file.set_len(SIZE - 4096)).expect("there is room");
-    saved.refused(&mut monitor, &json!({}), &["memory zone low", &name, "134213632 bytes of 134217728"]);
+    refused(&saved, &mut monitor, &json!({}), &["memory zone low", &name, "134213632 bytes of 134217728"]);
     assert_eq!(fs::metadata(&file).expect("it is there").len(), SIZE - 4096);
     fs::rename(&moved, &file).expect("it can be moved back");
     let report = monitor.restore(&saved.snapshot, &json!({ "verify": "full" }));
@@ -100,14 +67,14 @@ fn memory_does_not_come_into_a_file_that_has_content() {
     let said = json!({ "verify": "full", "overrides": [{ "id": "low", "file": file }] });
     let mut monitor = Monitor::start(saved.place(), &[] as &[&str]);
     fs::write(&file, vec![0xff; 64 << 20]).expect("there is room");
-    saved.refused(&mut monitor, &said, &["memory zone low", &name, "at 0x0: it must be empty or zero"]);
+    refused(&saved, &mut monitor, &said, &["memory zone low", &name, "at 0x0: it must be empty or zero"]);
     let left = fs::read(&file).expect("it is there");
     assert!(left.len() == 64 << 20 && left.iter().all(|byte| *byte == 0xff), "it was changed");
     // What fails after memory was read leaves it empty, so that the same request works then.
     fs::write(&file, []).expect("it can be emptied");
     let (disk, moved) = (saved.place().join("disk"), saved.place().join("moved"));
     fs::rename(&disk, &moved).expect("it can be moved");
-    saved.refused(&mut monitor, &said, &["device _disk0"]);
+    refused(&saved, &mut monitor, &said, &["device _disk0"]);
     assert_eq!(fs::metadata(&file).expect("it is there").len(), 0);
     fs::rename(&moved, &disk).expect("it can be moved back");
     let report = monitor.restore(&saved.snapshot, &said);
@@ -131,7 +98,7 @@ fn a_mode_that_cannot_be_is_refused_or_replaced_and_the_report_says_why() {
     for mode in ["Cow", "OnDemand"] {
         let said = json!({ "memory_restore_mode": mode, "overrides": elsewhere });
         let expected = format!("memory mode {}: memory zone low {why}", mode.to_lowercase());
-        saved.refused(&mut monitor, &said, &[&expected]);
+        refused(&saved, &mut monitor, &said, &[&expected]);
     }
     let said = json!({ "overrides": elsewhere });
     let mut request = monitor::restore_request(&saved.snapshot, &said);

@@ -16,14 +16,12 @@ use cumulet_tests::{
     api, cumulet,
     guest::{self, Console},
     monitor::{self, Monitor},
-    saved, tap,
+    saved::{self, FREE},
+    tap,
 };
 use serde_json::{Value, json};
 
 use crate::{Held, hosts, refused_alike, text};
-
-/// First address that is the tests' own (docs/test-guest.md).
-const FREE: u64 = 32 << 20;
 
 fn put_with(
     monitor: &mut Monitor,

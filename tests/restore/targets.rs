@@ -25,6 +25,13 @@ fn save(target: &Path) -> Value {
     json!({ "destination_url": monitor::url(target) })
 }
 
+/// Saving into a target is refused by its name, and what was made for that is gone.
+fn refused(monitor: &mut Monitor, held: Held, target: &Path, expected: &str) {
+    let said = text(&monitor.refused("vm.snapshot", &save(target)));
+    assert!(said.contains(&*target.to_string_lossy()) && said.contains(expected), "{said}");
+    held.is_all_of(monitor);
+}
+
 fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).expect("it is there").next().is_none()
 }
@@ -56,12 +63,9 @@ fn a_size_limit_is_an_error_at_every_size() {
     for bytes in [0, 4096, 1 << 20, 35 << 20] {
         let limited = Rlimit { current: Some(bytes), maximum };
         let before = prlimit(pid, Resource::Fsize, limited).expect("it can be limited");
-        let refusal = monitor.refused("vm.snapshot", &save(&target));
+        refused(&mut monitor, held, &target, "File too large");
         prlimit(pid, Resource::Fsize, before).expect("it can be lifted");
-        let said = text(&refusal);
-        assert!(said.contains(&*target.to_string_lossy()) && said.contains("File too large"), "{said}");
         assert!(is_empty(&target), "{bytes} bytes: something is left");
-        held.is_all_of(&mut monitor);
     }
     works(monitor, &golden, console, &target);
 }
@@ -110,13 +114,11 @@ fn a_full_or_read_only_file_system_is_an_error_that_names_the_target() {
         let target = place.join(name);
         // More than once: nothing of the first attempt stands in the way of the second.
         for _ in 0..2 {
-            let said = text(&monitor.refused("vm.snapshot", &save(&target)));
-            assert!(said.contains(&*target.to_string_lossy()) && said.contains(expected), "{said}");
+            refused(&mut monitor, held, &target, expected);
             // As the process sees it: the mount is its own.
             let seen = Path::new("/proc").join(monitor.pid().to_string()).join("root");
             let seen = seen.join(target.strip_prefix("/").expect("it is absolute"));
             assert!(is_empty(&seen), "{name}: something is left");
-            held.is_all_of(&mut monitor);
         }
     }
     let target = place.join("target");
@@ -133,11 +135,7 @@ fn a_target_that_is_missing_or_no_directory_is_an_error_that_names_it() {
     let console = paused(&mut monitor, &golden);
     let held = Held::by(&mut monitor);
     let target = place.join("target");
-    let refused = |monitor: &mut Monitor, expected: &str| {
-        let said = text(&monitor.refused("vm.snapshot", &save(&target)));
-        assert!(said.contains(&*target.to_string_lossy()) && said.contains(expected), "{said}");
-        held.is_all_of(monitor);
-    };
+    let refused = |monitor: &mut Monitor, expected: &str| refused(monitor, held, &target, expected);
     refused(&mut monitor, "No such file");
     fs::write(&target, "a file").expect("there is room");
     refused(&mut monitor, "not a directory");
@@ -157,11 +155,7 @@ fn a_target_that_is_being_written_or_has_files_of_others_is_an_error_that_names_
     let held = Held::by(&mut monitor);
     let target = place.join("target");
     fs::create_dir(&target).expect("there is room");
-    let refused = |monitor: &mut Monitor, expected: &str| {
-        let said = text(&monitor.refused("vm.snapshot", &save(&target)));
-        assert!(said.contains(&*target.to_string_lossy()) && said.contains(expected), "{said}");
-        held.is_all_of(monitor);
-    };
+    let refused = |monitor: &mut Monitor, expected: &str| refused(monitor, held, &target, expected);
     // Another process, as far as the kernel is concerned.
     let other = fs::File::open(&target).expect("it is there");
     other.lock().expect("it can be locked");

@@ -7,6 +7,7 @@ use std::{
 
 use api_client::wire::VmState;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     guest::{self, Console},
@@ -27,6 +28,69 @@ pub fn machine(directory: &Path) -> Value {
         "disks": [{ "path": disk, "num_queues": 2, "image_type": "Raw" }],
         "console": { "mode": "Null" },
     })
+}
+
+/// First address that is the tests' own (docs/test-guest.md).
+pub const FREE: u64 = 32 << 20;
+
+/// A snapshot of a machine under way, and what its guest knows.
+#[derive(Debug)]
+pub struct Saved {
+    directory: TempDir,
+    /// Where the snapshot is.
+    pub snapshot: PathBuf,
+    /// What the guest has made of its own.
+    pub nonce: String,
+}
+
+impl Saved {
+    /// Has a machine boot, its devices work and its memory filled, and saves it. `machine` says what it is to be, in a
+    /// directory of its own.
+    ///
+    /// # Panics
+    ///
+    /// If that fails.
+    #[must_use]
+    pub fn of(machine: impl FnOnce(&Path) -> Value) -> Self {
+        let directory = tempfile::tempdir().expect("there is room");
+        let place = directory.path();
+        let mut monitor = Monitor::start(place, &[] as &[&str]);
+        let mut console = monitor.boot(place, &machine(place));
+        drive(&mut console);
+        check(&mut console);
+        console.ok(&format!("fill {FREE:#x} 24M 7"));
+        let nonce = console.ok("nonce");
+        let snapshot = snapshot(&mut monitor, place);
+        monitor.quit();
+        Self { directory, snapshot, nonce }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The guest that is there now is the one that was saved, and everything of it works.
+    ///
+    /// # Panics
+    ///
+    /// If not.
+    pub fn proves_itself(&self) -> Console {
+        self.is_proven_by(monitor::serial(self.place()))
+    }
+
+    /// Likewise, of one whose serial port is elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// If not.
+    pub fn is_proven_by(&self, mut console: Console) -> Console {
+        assert_eq!(console.ok("nonce"), self.nonce);
+        assert_eq!(console.ok(&format!("verify {FREE:#x} 24M 7")), "same");
+        check(&mut console);
+        console
+    }
 }
 
 /// Sets every virtio device up; returns their addresses and types.
