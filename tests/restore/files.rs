@@ -57,6 +57,50 @@ fn memory_that_was_left_in_a_file_must_be_there_whole() {
 }
 
 #[test]
+fn a_file_that_is_the_memory_of_a_vm_is_refused_to_others() {
+    if !cumulet::kvm_is_usable() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("there is room");
+    let place = directory.path();
+    let file = place.join("memory");
+    let said = json!({
+        "memory": { "size": 0, "zones": [{ "id": "low", "size": SIZE, "shared": true, "file": file }] },
+    });
+    let mut first = Monitor::start(place, &[] as &[&str]);
+    let mut console = first.boot(place, &said);
+    let nonce = console.ok("nonce");
+    let snapshot = saved::snapshot(&mut first, place);
+    drop(console);
+
+    // It stands still; but it can go on.
+    let elsewhere = place.join("elsewhere");
+    fs::create_dir(&elsewhere).expect("there is room");
+    let mut second = Monitor::start(&elsewhere, &[] as &[&str]);
+    let held = Held::by(&mut second);
+    let serial = json!({ "id": "__serial", "mode": "Socket", "socket": elsewhere.join("serial") });
+    let request = monitor::restore_request(&snapshot, &json!({ "overrides": [serial] }));
+    let in_use = format!("memory zone low: cannot lock {}: it is in use: ", file.display());
+    let refused = refused_alike(&mut second, held, &request);
+    assert!(refused.contains(&in_use), "{refused}");
+    second.put("vm.create", &monitor::configuration(&elsewhere, &said)).expect("it can be created");
+    let refused = second.put("vm.boot", &Value::Null).expect_err("the file is in use").to_string();
+    assert!(refused.contains("memory zone low: cannot lock"), "{refused}");
+    second.put("vm.delete", &Value::Null).expect("it can be deleted");
+    first.put("vm.delete", &Value::Null).expect("it can be deleted");
+    let report = second.restore(&snapshot, &json!({ "overrides": [serial] }));
+    assert_eq!(report["memory"][0]["mode"], "kept", "{report}");
+    let mut console = monitor::serial(&elsewhere);
+    assert_eq!(console.ok("nonce"), nonce);
+    // It is the same VM that boots again.
+    drop(console);
+    second.put("vm.reboot", &Value::Null).expect("it can boot again");
+    monitor::serial(&elsewhere).ready();
+    first.quit();
+    second.quit();
+}
+
+#[test]
 fn memory_does_not_come_into_a_file_that_has_content() {
     if !cumulet::kvm_is_usable() {
         return;

@@ -140,7 +140,7 @@ fn a_disk_that_is_missing_has_shrunk_or_is_locked_is_refused_by_its_id() {
     let socket = elsewhere.join("serial");
     let serial = json!({ "id": "__serial", "mode": "Socket", "socket": socket });
     other.put("vm.restore", &golden.request(&json!({ "overrides": [serial] }))).expect("it is free");
-    refused(&mut monitor, &["device _disk0", "cannot lock", &disk, "the image is in use"]);
+    refused(&mut monitor, &["device _disk0", "cannot lock", &disk, "it is in use"]);
     // Others are not kept from it by its being looked at.
     other.put("vm.delete", &Value::Null).expect("it can be deleted");
     let mut only_tried = golden.request(&json!({}));

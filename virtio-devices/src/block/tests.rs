@@ -9,9 +9,9 @@ use crate::{
     host::{
         disk::{
             DiskImage,
-            lock::Granularity,
             raw::{RawImage, RawOptions},
         },
+        lock::Granularity,
         rate_limiter::{BucketConfig, RateLimiter},
     },
     interrupt::status,

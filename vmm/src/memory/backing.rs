@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{File, OpenOptions},
     io,
-    path::PathBuf,
+    path::Path,
     sync::Arc,
 };
 
@@ -12,114 +12,16 @@ use rustix::{
     fs::{MemfdFlags, memfd_create},
     mm::Advice,
 };
-use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionError};
 
-use super::{HUGE_PAGE, content::Tally, mapping, overlays::Overlays, own_files::OwnFileError};
+use super::{
+    BackingError, HUGE_PAGE,
+    content::Tally,
+    mapping,
+    overlays::Overlays,
+    own_files::{Locking, lock},
+};
 use crate::config::{MemoryZoneConfig, PAGE_SIZE};
-
-/// The memory of a zone could not be had.
-#[derive(Debug, Error)]
-pub enum BackingError {
-    /// The zone is larger than the host.
-    #[error("memory zone {zone}: {size} bytes are more than the host's memory and swap ({host} bytes)")]
-    TooLarge {
-        /// Which zone.
-        zone: String,
-        /// What was asked for.
-        size: u64,
-        /// What there is.
-        host: u64,
-    },
-    /// The file cannot be opened.
-    #[error("memory zone {zone}: cannot open {}", .path.display())]
-    Open {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file or memfd cannot be made as long as the zone.
-    #[error("memory zone {zone}: cannot provide {size} bytes")]
-    Size {
-        /// Which zone.
-        zone: String,
-        /// What was asked for.
-        size: u64,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The host has no huge pages of that size, or too few that are free.
-    #[error("memory zone {zone}: the host does not have {size} bytes in free huge pages of {page} bytes")]
-    HugePages {
-        /// Which zone.
-        zone: String,
-        /// What was asked for.
-        size: u64,
-        /// Size of a huge page.
-        page: u64,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The memory cannot be mapped.
-    #[error("memory zone {zone}: cannot map {size} bytes")]
-    Map {
-        /// Which zone.
-        zone: String,
-        /// What was asked for.
-        size: u64,
-        /// Why.
-        #[source]
-        source: MmapRegionError,
-    },
-    /// A part of what a chain of snapshots has cannot be mapped or read.
-    #[error("memory zone {zone}: cannot map or read {}", .path.display())]
-    Layer {
-        /// Which zone.
-        zone: String,
-        /// The memory file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The memory cannot be had from the node that is asked for.
-    #[error("memory zone {zone}: cannot take memory of host NUMA node {node}")]
-    Node {
-        /// Which zone.
-        zone: String,
-        /// The node.
-        node: u32,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Its own file cannot be used for a restore.
-    #[error(transparent)]
-    OwnFile(#[from] OwnFileError),
-    /// Pages cannot be brought in as they are touched.
-    #[error("guest memory cannot be paged in on demand: userfaultfd")]
-    Pager(#[source] io::Error),
-    /// Somebody asked for it to be given up.
-    #[error("given up, as was asked for")]
-    Cancelled,
-    /// The kernel does not take an advice about the mapping.
-    #[error("memory zone {zone}: cannot {what}")]
-    Advise {
-        /// Which zone.
-        zone: String,
-        /// What the kernel was asked to do.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// How one zone is backed.
 pub struct Backing<'config> {
@@ -271,7 +173,7 @@ impl<'config> Backing<'config> {
         let MemoryZoneConfig { id, size, file, shared, hugepage_size, .. } = self.zone;
         let failed = |source: io::Error| BackingError::Size { zone: id.clone(), size: *size, source };
         if let Some(path) = file {
-            return open(id, path, *size).map(Some);
+            return open(self.zone, path).map(Some);
         }
         if !shared && hugepage_size.is_none() {
             return Ok(None);
@@ -294,9 +196,10 @@ impl<'config> Backing<'config> {
     }
 }
 
-/// Opens a zone's file, or a nameless one in a directory, and makes it long enough.
-fn open(zone: &str, path: &PathBuf, size: u64) -> Result<File, BackingError> {
-    let cannot_open = |source| BackingError::Open { zone: zone.to_owned(), path: path.clone(), source };
+/// Opens a zone's file, which is locked, or a nameless one in a directory, and makes it long enough.
+fn open(zone: &MemoryZoneConfig, path: &Path) -> Result<File, BackingError> {
+    let (id, size) = (&zone.id, zone.size);
+    let cannot_open = |source| BackingError::Open { zone: id.clone(), path: path.to_owned(), source };
     let file = if path.is_dir() {
         let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -304,9 +207,11 @@ fn open(zone: &str, path: &PathBuf, size: u64) -> Result<File, BackingError> {
     } else {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        options.open(path).map_err(cannot_open)?
+        let file = options.open(path).map_err(cannot_open)?;
+        lock(zone, path, &file, Locking::Take)?;
+        file
     };
-    let too_short = |source| BackingError::Size { zone: zone.to_owned(), size, source };
+    let too_short = |source| BackingError::Length { zone: id.clone(), path: path.to_owned(), size, source };
     if file.metadata().map_err(too_short)?.len() < size {
         file.set_len(size).map_err(too_short)?;
     }

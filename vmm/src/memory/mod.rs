@@ -11,6 +11,7 @@ mod backing;
 pub mod changes;
 pub mod content;
 pub mod demand;
+mod error;
 mod mapping;
 mod overlays;
 mod own_files;
@@ -32,8 +33,9 @@ use self::{
     overlays::Overlays,
 };
 pub use self::{
-    backing::{Backing, BackingError},
-    own_files::{OwnFileError, OwnFiles},
+    backing::Backing,
+    error::BackingError,
+    own_files::{Locking, OwnFiles},
     persistent::{Keeping, PersistentMemory},
 };
 use crate::{config::MemoryZoneConfig, layout::RamLayout};

@@ -5,6 +5,10 @@
 //! wherever the snapshot is zero. No file is made, and none is made longer before it is mapped; if there is no machine
 //! in the end, those that were written are empty again. A zone that is private and in the snapshot does not need its
 //! file, and it is left alone.
+//!
+//! A file that is used is locked ([`lock()`]), at a boot as at a restore: for one machine alone where its memory is
+//! shared, so that what a guest writes is in the file; against such a one where it is private, as that of many machines
+//! from one template is. The lock goes with the memory.
 
 use std::{
     collections::BTreeMap,
@@ -16,99 +20,43 @@ use std::{
 };
 
 use rustix::fs::{FallocateFlags, fallocate};
-use thiserror::Error;
+use virtio_devices::host::lock::{self, Granularity};
 use vm_memory::FileOffset;
 
-use super::content::{self, MemoryMode, RestorePlan, Tally};
+use super::{
+    BackingError,
+    content::{self, MemoryMode, RestorePlan, Tally},
+};
 use crate::config::MemoryZoneConfig;
 
 /// Bytes that are looked at in one go; in between it can be given up.
 const PIECE: usize = 1 << 20;
 
-/// A zone's own file cannot be used for a restore.
-#[derive(Debug, Error)]
-pub enum OwnFileError {
-    /// It cannot be opened.
-    #[error("memory zone {zone}: cannot open {}", .path.display())]
-    Open {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It is a pipe, a directory or a device.
-    #[error("memory zone {zone}: {} is no regular file", .path.display())]
-    NotFile {
-        /// Which zone.
-        zone: String,
-        /// What is there.
-        path: PathBuf,
-    },
-    /// It cannot be read.
-    #[error("memory zone {zone}: cannot read {}", .path.display())]
-    Read {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It cannot be made as long as the zone.
-    #[error("memory zone {zone}: cannot make {} {size} bytes long", .path.display())]
-    Size {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// Bytes of the zone.
-        size: u64,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It does not have the zone's content.
-    #[error("memory zone {zone}: its content was left in its file, and {} has {found} bytes of {size}", .path.display())]
-    Short {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// Bytes of the file.
-        found: u64,
-        /// Bytes of the zone.
-        size: u64,
-    },
-    /// It has content, which reading the zone's into it would mix with.
-    #[error(
-        "memory zone {zone}: its content is read into {}, which has some at {offset:#x}: it must be empty or zero",
-        .path.display()
-    )]
-    InUse {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// The first byte that is not zero.
-        offset: u64,
-    },
-    /// Two zones have the same.
-    #[error("memory zone {zone}: {} is the file of memory zone {other}, too", .path.display())]
-    Twice {
-        /// Which zone.
-        zone: String,
-        /// Its file.
-        path: PathBuf,
-        /// The other zone.
-        other: String,
-    },
-    /// Somebody asked for it to be given up.
-    #[error("given up, as was asked for")]
-    Cancelled,
+/// Whether the lock on a file is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// It is.
+    Take,
+    /// It is only found out whether it could be.
+    Ask,
+}
+
+/// Locks the file of a zone: for itself alone if its memory is shared, and else against those whose is.
+///
+/// # Errors
+/// Somebody else uses it against that.
+pub(super) fn lock(
+    zone: &MemoryZoneConfig,
+    path: &Path,
+    file: &File,
+    locking: Locking,
+) -> Result<(), BackingError> {
+    let (granularity, read_only) = (Granularity::Full, !zone.shared);
+    let locked = match locking {
+        Locking::Take => lock::lock(file, granularity, read_only, 0),
+        Locking::Ask => lock::check(file, granularity, read_only, 0),
+    };
+    locked.map_err(|source| BackingError::Locked { zone: zone.id.clone(), path: path.to_owned(), source })
 }
 
 /// The files of those zones that use one, by zone id. Dropped before they are [kept](Self::keep), what was written into
@@ -133,36 +81,38 @@ struct OwnFile {
 }
 
 impl OwnFiles {
-    /// Opens the files that `plan` uses, and sees to it that they can be used; none is changed. `tally` is told of a
-    /// phase `examine` for each that has to be read.
+    /// Opens and, if `locking` says so, locks the files that `plan` uses, and sees to it that they can be used; none is
+    /// changed. `tally` is told of a phase `examine` for each that has to be read.
     ///
     /// # Errors
-    /// One is missing, too short, or has content where none may be; or it was given up.
+    /// One is missing, too short, in use, or has content where none may be; or it was given up.
     pub fn open(
         zones: &[MemoryZoneConfig],
         plan: &RestorePlan,
+        locking: Locking,
         tally: &dyn Tally,
-    ) -> Result<Self, OwnFileError> {
+    ) -> Result<Self, BackingError> {
         let mut files = BTreeMap::new();
-        let mut seen = BTreeMap::new();
+        let mut seen: BTreeMap<(u64, u64), &MemoryZoneConfig> = BTreeMap::new();
         for (zone, path, mode) in used(zones, plan) {
-            let opened = OwnFile::open(zone, path, mode, tally)?;
-            let id = opened.file.metadata().map_err(cannot_read(zone, path))?;
-            // Two that are kept were so when they were saved.
-            if let Some((other, before)) = seen.insert((id.dev(), id.ino()), (&zone.id, mode))
-                && (mode == MemoryMode::Copy || before == MemoryMode::Copy)
+            // What cannot be found is told below.
+            if let Ok(found) = path.metadata()
+                && let Some(other) = seen.insert((found.dev(), found.ino()), zone)
+                // Any number may be mapped privately from one.
+                && (zone.shared || other.shared)
             {
-                let (zone, other) = (zone.id.clone(), other.clone());
-                return Err(OwnFileError::Twice { zone, path: path.to_owned(), other });
+                let (zone, other) = (zone.id.clone(), other.id.clone());
+                return Err(BackingError::Twice { zone, path: path.to_owned(), other });
             }
-            files.insert(zone.id.clone(), opened);
+            files.insert(zone.id.clone(), OwnFile::open(zone, path, mode, locking, tally)?);
         }
         Ok(Self { files })
     }
 
     /// All that keeps files from being used.
-    pub fn obstacles(zones: &[MemoryZoneConfig], plan: &RestorePlan) -> Vec<OwnFileError> {
-        let opened = used(zones, plan).map(|(zone, path, mode)| OwnFile::open(zone, path, mode, &()));
+    pub fn obstacles(zones: &[MemoryZoneConfig], plan: &RestorePlan) -> Vec<BackingError> {
+        let opened =
+            used(zones, plan).map(|(zone, path, mode)| OwnFile::open(zone, path, mode, Locking::Ask, &()));
         opened.filter_map(Result::err).collect()
     }
 
@@ -170,11 +120,11 @@ impl OwnFiles {
     ///
     /// # Errors
     /// There is no room for it.
-    pub(super) fn provide(&mut self, zone: &str) -> Result<Option<FileOffset>, OwnFileError> {
+    pub(super) fn provide(&mut self, zone: &str) -> Result<Option<FileOffset>, BackingError> {
         let Some(own) = self.files.get_mut(zone) else { return Ok(None) };
         own.written = own.blank;
         if own.length < own.size {
-            own.file.set_len(own.size).map_err(|source| OwnFileError::Size {
+            own.file.set_len(own.size).map_err(|source| BackingError::Length {
                 zone: zone.to_owned(),
                 path: own.path.clone(),
                 size: own.size,
@@ -202,8 +152,8 @@ fn used<'config>(
     })
 }
 
-fn cannot_read(zone: &MemoryZoneConfig, path: &Path) -> impl Fn(io::Error) -> OwnFileError {
-    move |source| OwnFileError::Read { zone: zone.id.clone(), path: path.to_owned(), source }
+fn cannot_read(zone: &MemoryZoneConfig, path: &Path) -> impl Fn(io::Error) -> BackingError {
+    move |source| BackingError::Read { zone: zone.id.clone(), path: path.to_owned(), source }
 }
 
 impl OwnFile {
@@ -211,25 +161,27 @@ impl OwnFile {
         zone: &MemoryZoneConfig,
         path: &Path,
         mode: MemoryMode,
+        locking: Locking,
         tally: &dyn Tally,
-    ) -> Result<Self, OwnFileError> {
+    ) -> Result<Self, BackingError> {
         let (id, size) = (zone.id.clone(), zone.size);
         // A template that is mapped privately is never written. A pipe would keep this thread waiting.
         let mut options = OpenOptions::new();
         options.read(true).write(zone.shared).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let cannot_open = |source| OwnFileError::Open { zone: id.clone(), path: path.into(), source };
+        let cannot_open = |source| BackingError::Open { zone: id.clone(), path: path.into(), source };
         let file = options.open(path).map_err(cannot_open)?;
         let found = file.metadata().map_err(cannot_read(zone, path))?;
         if !found.is_file() {
-            return Err(OwnFileError::NotFile { zone: id, path: path.into() });
+            return Err(BackingError::NotFile { zone: id, path: path.into() });
         }
+        lock(zone, path, &file, locking)?;
         let length = found.len();
         let kept = mode == MemoryMode::Kept;
         if kept && length < size {
-            return Err(OwnFileError::Short { zone: id, path: path.into(), found: length, size });
+            return Err(BackingError::Short { zone: id, path: path.into(), found: length, size });
         }
         if !kept && let Some(offset) = first_content(&file, zone, path, tally)? {
-            return Err(OwnFileError::InUse { zone: id, path: path.into(), offset });
+            return Err(BackingError::InUse { zone: id, path: path.into(), offset });
         }
         Ok(Self { file: Arc::new(file), path: path.into(), size, length, blank: !kept, written: false })
     }
@@ -257,7 +209,7 @@ fn first_content(
     zone: &MemoryZoneConfig,
     path: &Path,
     tally: &dyn Tally,
-) -> Result<Option<u64>, OwnFileError> {
+) -> Result<Option<u64>, BackingError> {
     let failed = cannot_read(zone, path);
     let parts = content::data(file, 0, zone.size).map_err(&failed)?;
     if parts.is_empty() {
@@ -269,7 +221,7 @@ fn first_content(
         let mut at = part.start;
         while at < part.end {
             if tally.is_cancelled() {
-                return Err(OwnFileError::Cancelled);
+                return Err(BackingError::Cancelled);
             }
             let left = usize::try_from(part.end - at).unwrap_or(usize::MAX).min(PIECE);
             let read = file.read_at(buffer.get_mut(..left).unwrap_or_default(), at).map_err(&failed)?;
@@ -323,14 +275,16 @@ mod tests {
             self.place.path().join("zone")
         }
 
-        fn open(&self) -> Result<OwnFiles, OwnFileError> {
-            OwnFiles::open(&self.zones, &self.plan, &())
+        fn open(&self) -> Result<OwnFiles, BackingError> {
+            OwnFiles::open(&self.zones, &self.plan, Locking::Take, &())
         }
 
         /// What it is refused with, whoever asks. The file is as it was, or not there.
         fn refused(&self) -> String {
             let before = std::fs::read(self.path()).ok();
             let error = self.open().unwrap_err().to_string();
+            let told = OwnFiles::open(&self.zones, &self.plan, Locking::Ask, &()).unwrap_err().to_string();
+            assert_eq!(told, error);
             let obstacles = OwnFiles::obstacles(&self.zones, &self.plan);
             assert_eq!(obstacles.len(), 1, "{error}");
             assert_eq!(obstacles[0].to_string(), error);
@@ -428,7 +382,43 @@ mod tests {
         });
         let table = MemoryTable::new([("a", SIZE, true), ("b", SIZE, true)]).unwrap();
         let plan = RestorePlan::new(&zones, &table, None).unwrap();
-        let error = OwnFiles::open(&zones, &plan, &()).unwrap_err().to_string();
+        let error = OwnFiles::open(&zones, &plan, Locking::Take, &()).unwrap_err().to_string();
         assert!(error.contains("memory zone b") && error.contains("file of memory zone a, too"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_shared_memory_of_one_machine_alone() {
+        let content = vec![3; usize::try_from(SIZE).unwrap()];
+        let case = case(true, true, Some(&content));
+        let private = [MemoryZoneConfig { shared: false, ..case.zones[0].clone() }];
+        let clone = || OwnFiles::open(&private, &case.plan, Locking::Take, &());
+        let boot = |zones: &[MemoryZoneConfig]| Backing::of(&zones[0], &()).map();
+        let in_use = |error: BackingError| {
+            let said = crate::error::chain(&error);
+            let path = case.path();
+            assert!(said.starts_with(&format!("memory zone a: cannot lock {}", path.display())), "{said}");
+            said
+        };
+        // By its mapping alone, and whether it was booted or restored.
+        for restored in [false, true] {
+            let own = || if restored { case.open().unwrap().provide("a").unwrap() } else { None };
+            let memory = |zones: &[MemoryZoneConfig]| match own() {
+                Some(own) => Backing::of(&zones[0], &()).map_again(Some(own)).unwrap(),
+                None => boot(zones).unwrap(),
+            };
+            let running = memory(&case.zones);
+            assert!(case.refused().starts_with("memory zone a: cannot lock"));
+            for error in [clone().unwrap_err(), boot(&case.zones).unwrap_err(), boot(&private).unwrap_err()] {
+                assert!(in_use(error).contains("holds a write lock"));
+            }
+            drop(running);
+            // A template: nobody writes to it for as long as it is one.
+            let (first, second, third) = (clone().unwrap(), clone().unwrap(), boot(&private).unwrap());
+            assert!(in_use(case.open().unwrap_err()).contains("holds a read lock"));
+            drop((first, second, third));
+            // Only asked, nobody is kept from it.
+            let asked = OwnFiles::open(&case.zones, &case.plan, Locking::Ask, &()).unwrap();
+            drop((case.open().unwrap(), asked));
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         platform::SERIAL_ID,
     },
     memory::{
-        Backing, BackingError, OwnFiles,
+        Backing, Locking, OwnFiles,
         content::{self, ZoneMode},
     },
 };
@@ -55,7 +55,7 @@ impl Checked {
     pub fn obstacles(&self, host: &Host) -> Vec<RestoreError> {
         let memory = self.snapshot.open_memory().err().map(RestoreError::from);
         let files = OwnFiles::obstacles(&self.config.memory, &self.plan);
-        let files = files.into_iter().map(|error| BackingError::from(error).into());
+        let files = files.into_iter().map(RestoreError::from);
         let clocks = self.check_clocks(host).err().map(RestoreError::from);
         memory.into_iter().chain(files).chain(clocks).chain(self.resources()).collect()
     }
@@ -106,12 +106,15 @@ impl Checked {
     /// # Errors
     /// What would keep it from succeeding, as far as that can be known.
     pub fn rehearse(self, host: &Host) -> Result<Rehearsal, RestoreError> {
+        if let Some(first) = self.consoles().next() {
+            return Err(first);
+        }
         self.check_clocks(host)?;
         let first_missing = self.resources().into_iter().next();
         let Self { request, snapshot, edited, overridden, awaiting, config, layout, mut plan, .. } = self;
         let saved = snapshot.open_memory()?;
         plan.look_at(&saved);
-        OwnFiles::open(&config.memory, &plan, &()).map_err(BackingError::from)?;
+        OwnFiles::open(&config.memory, &plan, Locking::Ask, &())?;
         let verified = request.verify.unwrap_or(Verify::State);
         if verified == Verify::Full {
             content::verify(&saved, true, &())?;

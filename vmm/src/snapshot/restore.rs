@@ -20,7 +20,7 @@ use crate::{
         flash::Flash, generation,
     },
     memory::{
-        BackingError, GuestMemory, OwnFiles,
+        BackingError, GuestMemory, Locking, OwnFiles,
         background::{Fill, Watch},
         content::{self, ContentError, MemoryMode, RestorePlan},
         demand::{Building, Source},
@@ -293,7 +293,7 @@ impl Checked {
         let saved = Arc::new(snapshot.open_memory()?);
         plan.look_at(&saved);
         // Given up last: nobody may use memory whose file has become shorter.
-        let mut files = OwnFiles::open(&config.memory, &plan, progress).map_err(BackingError::from)?;
+        let mut files = OwnFiles::open(&config.memory, &plan, Locking::Take, progress)?;
         let filling = Filling::new(&request, &config.memory, &plan, &snapshot, &saved)?;
         let fill = filling.report.clone();
         let memory = phases.time("memory", || {

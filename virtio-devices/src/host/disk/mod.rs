@@ -5,14 +5,13 @@
 //! raw are recognised ([`probe`]), so that nobody takes one for a raw image by accident.
 
 pub mod engine;
-pub mod lock;
 pub mod probe;
 pub mod raw;
 
 use std::{fmt, io};
 
 use self::engine::Engine;
-use self::lock::LockError;
+use super::lock::LockError;
 
 /// The unit of the block device's addresses, in bytes (virtio 1.3 section 5.2.4).
 pub const SECTOR: u64 = 512;

@@ -20,8 +20,8 @@ use thiserror::Error;
 use super::{
     DiskImage, Geometry, SECTOR,
     engine::{Engine, EngineKind},
-    lock::{self, Granularity, LockError},
 };
+use crate::host::lock::{self, Granularity, LockError};
 
 /// An image cannot be used.
 #[derive(Debug, Error)]

@@ -10,10 +10,12 @@ use std::{
 
 use virtio_devices::{
     block::{self, Block, BlockControl},
-    host::disk::{
+    host::{
+        disk::{
+            probe::{self, ImageFormat},
+            raw::{RawImage, RawOptions},
+        },
         lock::Granularity,
-        probe::{self, ImageFormat},
-        raw::{RawImage, RawOptions},
     },
     worker::PlainThreads,
 };

@@ -20,7 +20,7 @@ use thiserror::Error;
 use virtio_devices::{
     block::BlockState,
     host::{
-        disk::lock::LockError,
+        lock::LockError,
         rate_limiter::{self, RateLimiter},
         tap::TapError,
     },

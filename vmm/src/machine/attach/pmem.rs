@@ -11,7 +11,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 use virtio_devices::{
-    host::disk::lock::{self, Granularity},
+    host::lock::{self, Granularity},
     pmem::{self, Pmem, PmemState},
     worker::PlainThreads,
 };
@@ -297,6 +297,27 @@ mod tests {
         assert!(said.contains("it has 4194303 bytes, and the device has 4194304"), "{said}");
         config.file = named.path().with_extension("missing");
         assert!(refusal(&config).contains("cannot open"));
+    }
+
+    #[test]
+    fn a_look_finds_that_a_file_is_in_use_and_keeps_nobody_from_it() {
+        let named = NamedTempFile::new().unwrap();
+        named.as_file().set_len(MIB2).unwrap();
+        let state = PmemState { start: 0, size: MIB2 };
+        let look = |discard| probe(&of(named.path(), None, discard), &state);
+        let lock = |read_only| lock::lock(named.as_file(), Granularity::ByteRange, read_only, MIB2);
+        lock(true).unwrap();
+        look(true).unwrap();
+        let said = crate::error::chain(&look(false).unwrap_err());
+        assert!(said.contains("cannot lock") && said.contains("holds a read lock"), "{said}");
+        lock(false).unwrap();
+        for discard in [false, true] {
+            let said = crate::error::chain(&look(discard).unwrap_err());
+            assert!(said.contains("holds a write lock"), "{said}");
+        }
+        lock::unlock(named.as_file()).unwrap();
+        look(false).unwrap();
+        lock(false).unwrap();
     }
 
     #[test]

@@ -13,7 +13,7 @@ use vm_migration::snapshot::{CHUNK_SIZE, ChunkError, MemoryFile, MemoryTable, Sa
 use super::{ContentError, MemoryMode, RestorePlan, load, save, verify};
 use crate::{
     config::MemoryZoneConfig,
-    memory::{GuestMemory, OwnFiles, ahead::ReadAhead},
+    memory::{GuestMemory, Locking, OwnFiles, ahead::ReadAhead},
 };
 
 const PAGE: u64 = 4096;
@@ -88,7 +88,7 @@ fn store(guest: &GuestMemory, table: &mut MemoryTable, file: &File) -> Result<u6
 
 fn restored(saved: &Saved, mode: Option<MemoryMode>) -> GuestMemory {
     let plan = RestorePlan::new(&saved.zones, saved.memory.table(), mode).unwrap();
-    let mut files = OwnFiles::open(&saved.zones, &plan, &()).unwrap();
+    let mut files = OwnFiles::open(&saved.zones, &plan, Locking::Take, &()).unwrap();
     let ahead = ReadAhead::default();
     let memory =
         GuestMemory::map_restored(&saved.zones, &plan, &saved.memory, &ahead, &mut files, &()).unwrap();
@@ -228,6 +228,8 @@ fn a_zones_own_file_keeps_its_content() {
         memory: Arc::new(SavedMemory::new(table, MemoryFile::new(file, path()))),
         stored: 0,
     };
+    // Once the template itself is gone.
+    drop(guest);
     let memory = restored(&saved, None).zones();
     assert_eq!(read(&memory[0].1, PAGE), 7);
     write(&memory[0].1, PAGE, 8);

@@ -1,4 +1,4 @@
-//! Locks on images: open file description locks, which a second opening of the same file conflicts with,
+//! Locks on files that two virtual machines must not use against one another, such as images: open file description locks, which a second opening of the same file conflicts with,
 //! also in the same process (fcntl(2), `F_OFD_SETLK`).
 #![expect(unsafe_code, reason = "fcntl has no safe form")]
 
@@ -13,17 +13,17 @@ use thiserror::Error;
 /// What of a file is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granularity {
-    /// The bytes that the disk has.
+    /// So many bytes from its beginning: those that a disk has.
     ByteRange,
     /// The whole file, however long it becomes.
     Full,
 }
 
-/// An image could not be locked or unlocked.
+/// A file could not be locked or unlocked.
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another opening of the file has a lock.
-    #[error("the image is in use: {} holds a {} lock", holder(*pid), if *exclusive { "write" } else { "read" })]
+    #[error("it is in use: {} holds a {} lock", holder(*pid), if *exclusive { "write" } else { "read" })]
     Taken {
         /// Process, if the kernel says which.
         pid: Option<u32>,
@@ -31,7 +31,7 @@ pub enum LockError {
         exclusive: bool,
     },
     /// The host refuses.
-    #[error("cannot lock the image")]
+    #[error("the host does not lock it")]
     Host(#[source] io::Error),
 }
 
@@ -39,7 +39,8 @@ fn holder(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another virtual machine or program".into(), |pid| format!("process {pid}"))
 }
 
-/// Locks `file`, for reading alone if `read_only`. `size` is the disk's.
+/// Locks `file`, for reading alone if `read_only`; `size` is the length of a byte range. The lock is there for as long as
+/// this opening of the file, or a mapping of it.
 ///
 /// # Errors
 /// Another opening has a lock that conflicts, or the host refuses.
