@@ -1,11 +1,11 @@
 //! A guest that writes junk to every register there is, in every width: it gets on each device a device that works again,
 //! on the others what it had, and the VMM goes on. The orders are in docs/test-guest.md.
 
-use std::io::Read;
+use std::{fs::File, io::Read};
 
 use cumulet_tests::{
     cumulet::{self, Vm},
-    guest,
+    guest, saved,
 };
 
 /// First address that is the tests' own (docs/test-guest.md).
@@ -29,21 +29,23 @@ struct Junkyard {
     vm: Vm,
     witness: String,
     functions: Vec<(String, String)>,
-    _images: [tempfile::NamedTempFile; 3],
+    _images: [tempfile::NamedTempFile; 2],
+    _stores: tempfile::TempDir,
     _console: tempfile::NamedTempFile,
 }
 
 impl Junkyard {
     fn new(cpus: &str, more: &[&str]) -> Self {
-        let images = [(); 3].map(|()| tempfile::NamedTempFile::new().expect("a file can be made"));
+        let images = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file can be made"));
         let console = tempfile::NamedTempFile::new().expect("a file can be made");
-        let [junked, witness, store] = images.each_ref().map(|image| {
-            image.as_file().set_len(2 << 20).expect("it can be sized");
-            image.path().display()
+        let [junked, witness] = images.each_ref().map(|image| {
+            image.as_file().set_len(1 << 20).expect("it can be sized");
+            format!("path={},image_type=raw,num_queues=2", image.path().display())
         });
-        let [junked, witness] =
-            [junked, witness].map(|path| format!("path={path},image_type=raw,num_queues=2"));
-        let store = format!("file={store}");
+        let stores = saved::quick_directory();
+        let store = stores.path().join("store");
+        File::create(&store).and_then(|file| file.set_len(2 << 20)).expect("there is room");
+        let store = format!("file={}", store.display());
         let to_file = format!("file={}", console.path().display());
         let arguments = [
             &[
@@ -80,7 +82,7 @@ impl Junkyard {
         // What a junk queue finds in memory is junk as well.
         vm.console.ok(&format!("fill {FREE:#x} 32M 1"));
         vm.console.ok(&format!("fill {KEPT:#x} 1M 2"));
-        let mut yard = Self { vm, witness, functions, _images: images, _console: console };
+        let mut yard = Self { vm, witness, functions, _images: images, _stores: stores, _console: console };
         yard.others_are_well();
         yard
     }

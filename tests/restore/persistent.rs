@@ -105,7 +105,8 @@ fn it_is_where_it_was_in_every_memory_mode() {
     }
     let directory = tempfile::tempdir().expect("there is room");
     let place = directory.path();
-    let store = file(place, "store", SIZE);
+    let stores = saved::quick_directory();
+    let store = file(stores.path(), "store", SIZE);
     let mut first = Monitor::start(place, &[] as &[&str]);
     let said = machine(place, &json!({ "id": "store", "file": store }));
     let mut guest = Guest::booted(&mut first, place, &said);
@@ -160,7 +161,8 @@ fn another_file_takes_its_place_and_one_that_cannot_is_refused_by_its_id() {
     }
     let directory = tempfile::tempdir().expect("there is room");
     let place = directory.path();
-    let store = file(place, "store", SIZE);
+    let stores = saved::quick_directory();
+    let store = file(stores.path(), "store", SIZE);
     let mut first = Monitor::start(place, &[] as &[&str]);
     let said = machine(place, &json!({ "file": store }));
     let mut guest = Guest::booted(&mut first, place, &said);
@@ -189,9 +191,9 @@ fn another_file_takes_its_place_and_one_that_cannot_is_refused_by_its_id() {
             held.is_all_of(monitor);
         }
     };
-    let missing = place.join("missing");
+    let missing = stores.path().join("missing");
     refused(&mut monitor, &request(Some(&missing)), true, "override-invalid", &["_pmem1: file: there is no"]);
-    let short = file(place, "short", SIZE - 1);
+    let short = file(stores.path(), "short", SIZE - 1);
     let expected = ["device _pmem1", "short", "has 4194303 bytes"];
     refused(&mut monitor, &request(Some(&short)), true, "restore-failed", &expected);
     let why = ["device _pmem1", "size is needed"];
@@ -210,7 +212,7 @@ fn another_file_takes_its_place_and_one_that_cannot_is_refused_by_its_id() {
     first.put("vm.delete", &Value::Null).expect("it can be deleted");
 
     // As an override, and as an edit; a file that has grown does too.
-    let grown = file(place, "grown", SIZE + (1 << 20) + 3);
+    let grown = file(stores.path(), "grown", SIZE + (1 << 20) + 3);
     let tried = {
         let mut tried = request(Some(&grown));
         tried["dry_run"] = json!(true);
@@ -254,7 +256,8 @@ fn what_would_be_lost_keeps_a_snapshot_from_being_taken() {
     }
     let directory = tempfile::tempdir().expect("there is room");
     let place = directory.path();
-    let store = file(place, "store", SIZE);
+    let stores = saved::quick_directory();
+    let store = file(stores.path(), "store", SIZE);
     let kept = File::options().write(true).open(&store).expect("it is there");
     kept.write_all_at(&7u64.to_le_bytes(), 4096).expect("there is room");
     let target = place.join("target");
@@ -308,7 +311,8 @@ fn it_is_added_before_boot_and_removed_again() {
     }
     let directory = tempfile::tempdir().expect("there is room");
     let place = directory.path();
-    let store = file(place, "store", SIZE);
+    let stores = saved::quick_directory();
+    let store = file(stores.path(), "store", SIZE);
     let mut monitor = Monitor::start(place, &[] as &[&str]);
     let said = saved::machine(place);
     monitor.put("vm.create", &monitor::configuration(place, &said)).expect("it can be created");

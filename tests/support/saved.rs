@@ -14,6 +14,17 @@ use crate::{
     monitor::{self, Monitor},
 };
 
+/// A directory for files that are flushed: in memory where the host has such a place, because the guest does not wait for ever
+/// and a disk that others keep busy may take longer.
+///
+/// # Panics
+///
+/// If there is no room.
+#[must_use]
+pub fn quick_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("there is room")
+}
+
 /// Two processors, a disk of two queues, a console and an entropy source, in a directory of their own.
 ///
 /// # Panics
