@@ -114,6 +114,11 @@ fn it_is_where_it_was_in_every_memory_mode() {
     let map = guest.order("mem");
     assert!(!map.contains(&format!("{start:#x}")), "it is no RAM: {map}");
 
+    let info = serde_json::to_value(first.api.info().expect("there is a VM")).expect("it is JSON");
+    let resources = &info["device_tree"]["store"]["resources"];
+    assert_eq!(*resources, json!([{ "MmioAddressRange": { "base": start, "size": SIZE } }]), "{info}");
+    assert_eq!(info["memory_actual_size"], json!(128 << 20), "it is no RAM");
+
     guest.order(&format!("fill {start:#x} 1M 5"));
     guest.write(1 << 20, 0x1122_3344_5566_7788);
     guest.flush();

@@ -78,7 +78,7 @@ pub enum Resource {
         /// How many.
         size: u16,
     },
-    /// Memory-mapped registers.
+    /// Memory-mapped registers, or memory that a device shows.
     MmioAddressRange {
         /// Address.
         base: u64,

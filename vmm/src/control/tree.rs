@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api_client::wire::{DeviceNode, PciBarType, Resource};
 use virtio_devices::transport::pci::BarLayout;
 
-use crate::layout::{DeviceLayout, Layout};
+use crate::layout::{DeviceLayout, Layout, RangeLayout};
 
 /// The devices of a machine, by id.
 pub(super) fn device_tree(layout: &Layout) -> BTreeMap<String, DeviceNode> {
@@ -34,6 +34,11 @@ pub(super) fn function_id(id: &str) -> String {
     format!("_virtio-pci-{id}")
 }
 
+/// The memory that a device shows.
+fn window(RangeLayout { base, size }: RangeLayout) -> Resource {
+    Resource::MmioAddressRange { base, size }
+}
+
 /// A virtio device and the function that it sits behind.
 fn virtio(device: &DeviceLayout) -> [DeviceNode; 2] {
     let function = function_id(&device.id);
@@ -55,7 +60,7 @@ fn virtio(device: &DeviceLayout) -> [DeviceNode; 2] {
         },
         DeviceNode {
             id: device.id.clone(),
-            resources: Vec::new(),
+            resources: device.window.into_iter().map(window).collect(),
             parent: Some(function),
             children: Vec::new(),
             pci_bdf: None,
