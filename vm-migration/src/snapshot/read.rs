@@ -185,9 +185,11 @@ fn sections(
             return Err(LoadError::Missing { id: entry.id.clone() }.into());
         }
     }
+    // By id: there may be many, and a comparison of each with each has no end then.
+    let entries: BTreeMap<&str, &SectionDigest> =
+        manifest.sections.iter().map(|entry| (entry.id.as_str(), entry)).collect();
     for section in &listed {
-        let known = manifest.sections.iter().any(|entry| describes(entry, section));
-        if !known {
+        if !entries.get(section.id.as_str()).is_some_and(|entry| describes(entry, section)) {
             let id = section.id.clone();
             return Err(LoadError::Unexpected { id, why: "the manifest does not list it so" }.into());
         }
