@@ -17,7 +17,11 @@ use serde::Serialize;
 use thiserror::Error;
 use vmm::control::{CommandError, check};
 
-use super::{migration, table::ARGUMENT};
+use super::{
+    migration,
+    report::Shape,
+    table::{ARGUMENT, REPORT},
+};
 use crate::options::{descriptor, device, disk, grammar::GrammarError, net, passthrough, restore, values};
 
 /// What the user said makes no request.
@@ -194,6 +198,11 @@ pub(super) fn make(name: &str, arguments: &ArgMatches) -> Result<Request, Reques
             let restore = restore::parse(&text()).map_err(wrong)?;
             let request = Request::with("vm.restore", &restore.config)?.long();
             let request = Request { descriptors: restore.descriptors, ..request };
+            if restore.config.dry_run && matches!(arguments.try_get_one::<Shape>(REPORT), Ok(Some(_))) {
+                let what =
+                    "a restore that is only tried has none: the answer says what it would do".to_owned();
+                return Err(RequestError::Value { option: REPORT, what });
+            }
             // What a restore would do is the answer itself.
             Ok(if restore.config.dry_run { request } else { request.reported() })
         }

@@ -270,6 +270,10 @@ fn what_a_restore_would_do_is_the_answer_to_a_rehearsal() {
         let answered = ask(rehearsal, words).0.unwrap();
         assert_eq!(tell(&answered, arguments, Form::Plain).unwrap(), printed, "{words:?}");
     }
+    let words = ["r", "restore", "--report", "source_url=file:///s,dry_run=on"];
+    let matches = table::command("r").try_get_matches_from(words).unwrap();
+    let refused = request::make("restore", matches.subcommand().unwrap().1).unwrap_err().to_string();
+    assert!(refused.starts_with("--report: a restore that is only tried has none"), "{refused}");
 }
 
 #[test]

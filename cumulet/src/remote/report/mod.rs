@@ -40,7 +40,7 @@ impl FromStr for Shape {
 /// The VM is restored, and how that went cannot be told.
 #[derive(Debug, Error)]
 pub enum ReportError {
-    /// There is no report; a restore that is only tried has none.
+    /// There is no report.
     #[error("the answer carries no report")]
     None,
     /// It cannot be read.
