@@ -85,7 +85,7 @@ impl Machine {
         match stands {
             Ok(true) => {
                 // What waits now is the kernel's, and would keep the VM from going.
-                self.memory.pager().inspect(|pager| pager.let_go());
+                self.memory.end_paging();
                 true
             }
             Ok(false) => false,

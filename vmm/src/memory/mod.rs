@@ -218,7 +218,7 @@ impl GuestMemory {
         self.pager.as_ref().map_or(Ok(()), |pager| pager.fill(tally))
     }
 
-    /// Pages nothing in any more. Nothing is missing but what is zero.
+    /// Pages nothing in any more: what is missing is zero from now on.
     pub fn end_paging(&mut self) {
         if self.pager.is_some() {
             // It uses the pager.

@@ -1,9 +1,8 @@
 //! Virtio block device: opens the image, finds out what it is, and locks it.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -105,7 +104,7 @@ pub fn open_image(config: &BlockConfig) -> Result<RawImage, AttachError> {
         check_cpus(cpus).map_err(|source| AttachError::Affinity { queue: *queue, source })?;
     }
     let path = &config.path;
-    refuse_pipe(path)?;
+    super::probe::refuse_pipe(path)?;
     let format = find_format(path)?;
     match (config.image_type, format) {
         (ImageType::Raw, _) | (ImageType::Probe, ImageFormat::Raw) => {}
@@ -127,19 +126,6 @@ pub fn open_image(config: &BlockConfig) -> Result<RawImage, AttachError> {
     };
     RawImage::new(file, options)
         .map_err(|source| AttachError::Image { path: path.clone(), source: Box::new(source) })
-}
-
-/// Opening a pipe to read would keep this thread waiting for somebody to write to it. (With O_NONBLOCK it would not, and
-/// io_uring would then fail requests that have to wait.)
-fn refuse_pipe(path: &Path) -> Result<(), AttachError> {
-    match fs::metadata(path) {
-        Ok(found) if found.file_type().is_fifo() => {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe");
-            Err(AttachError::Open { path: path.to_path_buf(), source })
-        }
-        // Whatever else is wrong is found out when it is opened.
-        _ => Ok(()),
-    }
 }
 
 fn find_format(path: &Path) -> Result<ImageFormat, AttachError> {

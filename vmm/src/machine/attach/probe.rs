@@ -2,9 +2,9 @@
 //! it is what opening it would say.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::net::SocketAddr,
+    os::unix::{fs::FileTypeExt, net::SocketAddr},
     path::Path,
 };
 
@@ -64,7 +64,24 @@ pub fn console(target: &ConsoleTarget) -> Result<(), AttachError> {
 /// # Errors
 /// It cannot.
 pub fn readable(path: &Path) -> Result<(), AttachError> {
+    refuse_pipe(path)?;
     File::open(path).map(drop).map_err(|source| AttachError::Open { path: path.to_owned(), source })
+}
+
+/// Opening a pipe to read would keep this thread waiting for somebody to write to it. (With O_NONBLOCK it would not, and
+/// io_uring would then fail requests that have to wait.)
+///
+/// # Errors
+/// It is one.
+pub fn refuse_pipe(path: &Path) -> Result<(), AttachError> {
+    match fs::metadata(path) {
+        Ok(found) if found.file_type().is_fifo() => {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe");
+            Err(AttachError::Open { path: path.to_path_buf(), source })
+        }
+        // Whatever else is wrong is found out when it is opened.
+        _ => Ok(()),
+    }
 }
 
 /// A place where there is anything, a socket that nobody listens on any more too, is taken (bind(2)).

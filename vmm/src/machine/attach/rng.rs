@@ -4,7 +4,7 @@ use std::{fs::File, sync::Arc};
 
 use virtio_devices::{rng::Rng, worker::PlainThreads};
 
-use super::{AttachError, Attached, Context, virtio};
+use super::{AttachError, Attached, Context, probe, virtio};
 use crate::{config::RngConfig, layout::DeviceLayout};
 
 /// Opens the source and builds the device.
@@ -16,6 +16,7 @@ pub fn attach(
     layout: &DeviceLayout,
     context: &Context<'_>,
 ) -> Result<Attached, AttachError> {
+    probe::refuse_pipe(&config.source)?;
     let source = File::open(&config.source)
         .map_err(|source| AttachError::Open { path: config.source.clone(), source })?;
     let device = Rng::new(&config.id, source, Arc::new(PlainThreads));

@@ -28,6 +28,7 @@ fn images_that_are_pipes_are_refused_by_name() {
     assert!(named(refusal(json!({ "payload": { "firmware": pipe } }))).contains("firmware"));
     let initramfs = json!({ "payload": { "kernel": kernel, "initramfs": pipe } });
     assert!(named(refusal(initramfs)).contains("initramfs"));
+    assert!(named(refusal(json!({ "rng": { "src": pipe } }))).contains("it is a pipe"));
     for readonly in [true, false] {
         for image_type in ["Raw", "Unknown"] {
             let disk = json!({ "path": pipe, "readonly": readonly, "image_type": image_type });

@@ -169,9 +169,8 @@ impl Pager {
         Building(Arc::clone(&self.shared))
     }
 
-    /// Lets go of whoever waits: from now on what is missing is zero. Only for a machine of which nothing runs any more
-    /// that could use what it finds.
-    pub fn let_go(&self) {
+    /// Lets go of whoever waits: from now on what is missing is zero.
+    fn let_go(&self) {
         *self.shared.stage.lock() = Stage::Over;
         self.shared.let_go();
     }
