@@ -86,6 +86,10 @@ impl Checked {
         let is_console = |device: &DeviceConfig| matches!(device, DeviceConfig::Console(_));
         let devices = config.devices.iter();
         let devices = devices.filter(|device| !is_console(device) && !awaits(awaiting, device.id()));
+        // Persistent memory is mapped before any device is built.
+        let (first, others): (Vec<_>, Vec<_>) =
+            devices.partition(|device| matches!(device, DeviceConfig::Pmem(_)));
+        let devices = first.into_iter().chain(others);
         let devices = devices.map(|device| attach::probe(device, snapshot.sections()));
         let present = config.cpus.affinity.iter().filter(|(vcpu, _)| *vcpu < config.cpus.boot);
         let processors = present.map(|(index, cpus)| {
