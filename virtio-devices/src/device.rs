@@ -32,6 +32,8 @@ impl DeviceType {
     pub const CONSOLE: Self = Self(3);
     /// Entropy source.
     pub const RNG: Self = Self(4);
+    /// Socket device.
+    pub const VSOCK: Self = Self(19);
     /// Persistent memory.
     pub const PMEM: Self = Self(27);
 }

@@ -18,4 +18,5 @@ pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod vsock;
 pub mod worker;

@@ -1,5 +1,5 @@
-//! What virtio devices use of the host: images, locks on files, taps, rate limits. Everything here works on descriptors that
-//! somebody else has opened; only names of network interfaces are looked up.
+//! What virtio devices use of the host: images, locks on files, taps, sockets, rate limits. Everything here works on
+//! descriptors that somebody else has opened; only names of network interfaces are looked up.
 
 pub mod affinity;
 pub mod buffers;
@@ -7,3 +7,4 @@ pub mod disk;
 pub mod lock;
 pub mod rate_limiter;
 pub mod tap;
+pub mod vsock;

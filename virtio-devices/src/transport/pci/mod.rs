@@ -447,6 +447,7 @@ fn identity(kind: DeviceType) -> Identity {
         DeviceType::NET => 0x02_0000,
         DeviceType::BLOCK => 0x01_8000,
         DeviceType::CONSOLE => 0x07_8000,
+        DeviceType::VSOCK => 0x02_8000,
         _ => 0xff_0000,
     };
     let device = DEVICE_ID_BASE.wrapping_add(kind.0);
