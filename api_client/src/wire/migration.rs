@@ -97,9 +97,12 @@ pub struct RestoreOverride {
     /// The file of a console's mode `File`, of a memory zone, or of persistent memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// The socket of a console's mode `Socket`.
+    /// The socket of a console's mode `Socket`, or of the socket device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// The guest's context id, of the socket device. The guest is told to read it anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cid: Option<u32>,
     /// NUMA node of the host that a memory zone comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_numa_node: Option<u32>,

@@ -19,6 +19,7 @@ pub const KEYS: Keys = &[&[
     "mode=off|null|pty|tty|file|socket",
     "file=PATH",
     "socket=PATH",
+    "cid=CID",
     "host_numa_node=NODE",
     "affinity=[VCPU@[CPU,...],...]",
 ]];
@@ -62,6 +63,7 @@ fn entry(text: &str) -> Result<RestoreOverride, GrammarError> {
         mode: pairs.word("mode", &MODES)?,
         file: pairs.path("file"),
         socket: pairs.path("socket"),
+        cid: pairs.number("cid")?,
         host_numa_node: pairs.number("host_numa_node")?,
         affinity: cpus::affinity(&pairs)?,
     })
@@ -77,7 +79,7 @@ mod tests {
     fn every_key_arrives() {
         let text = r#"[[id=_disk0,path="/images/a,b.raw"], [id=_net1,tap=tap7,mac=12:34:56:78:9a:bc,host_mac=2e:00:00:00:00:01],
             [id=__serial,mode=socket,socket=/s],[id=__console,mode=File,file=/f],[id=mem0,host_numa_node=1,file=/m],
-            [id=__cpus,affinity=[0@[1,3],1@2]]]"#;
+            [id=__cpus,affinity=[0@[1,3],1@2]],[id=_vsock3,socket=/v,cid=44]]"#;
         let expected = [
             RestoreOverride {
                 id: "_disk0".into(),
@@ -115,6 +117,12 @@ mod tests {
                     CpuAffinity { vcpu: 0, host_cpus: vec![1, 3] },
                     CpuAffinity { vcpu: 1, host_cpus: vec![2] },
                 ]),
+                ..RestoreOverride::default()
+            },
+            RestoreOverride {
+                id: "_vsock3".into(),
+                socket: Some("/v".into()),
+                cid: Some(44),
                 ..RestoreOverride::default()
             },
         ];

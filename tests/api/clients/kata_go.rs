@@ -194,7 +194,6 @@ fn kata_in_go_with_what_is_not_there_yet() {
     };
     let wishes = [
         (json!({ "balloon": { "size": 0, "free_page_reporting": true } }), "memory balloon"),
-        (json!({ "vsock": { "cid": 3, "socket": "/run/vsock" } }), "virtio socket device"),
         (
             json!({ "fs": [{ "tag": "kataShared", "socket": "/run/fs", "num_queues": 1, "queue_size": 1024,
                 "pci_segment": 1 }] }),

@@ -91,7 +91,7 @@ fn plug(one: &mut UnixStream) {
         ("vm.add-disk", disk, "hotplug"),
         ("vm.add-device", device, "VFIO"),
         ("vm.add-fs", fs, "virtio-fs"),
-        ("vm.add-vsock", vsock, "virtio socket device"),
+        ("vm.add-vsock", vsock, "hotplug"),
     ] {
         not_there_yet(&send(one, "PUT", endpoint, &body.to_string()), what);
     }

@@ -1,6 +1,10 @@
 //! What a configuration must satisfy before anything is opened or allocated.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use arch::x86_64::{feature::UnknownFeature, topology::TopologyError};
 use thiserror::Error;
@@ -160,6 +164,9 @@ impl ConfigError {
     }
 }
 
+/// Bytes of a socket's name, without the zero at its end (unix(7)).
+const LONGEST_SOCKET: usize = 107;
+
 /// Ids that the machine itself gives begin with this.
 const RESERVED: &str = "__";
 const FIXED_IDS: [&str; 3] = ["__console", "__rng", "__serial"];
@@ -263,9 +270,27 @@ impl VmConfig {
                 }
                 _ => Ok(()),
             },
+            DeviceConfig::Vsock(vsock) => check_socket(&vsock.socket).or_else(bad),
             DeviceConfig::Console(_) | DeviceConfig::Rng(_) => Ok(()),
         }
     }
+}
+
+/// Whether a Unix socket can have that name (unix(7)); if not, why.
+fn check_socket(path: &Path) -> Result<(), String> {
+    let name = path.as_os_str().as_bytes();
+    // The kernel would make up a name.
+    if name.is_empty() {
+        return Err("socket: it is empty".into());
+    }
+    if name.len() > LONGEST_SOCKET || name.contains(&0) {
+        let len = name.len();
+        return Err(format!(
+            "socket {}: {len} bytes, at most {LONGEST_SOCKET} and none of them 0",
+            path.display()
+        ));
+    }
+    Ok(())
 }
 
 impl PciPlace {

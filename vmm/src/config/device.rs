@@ -19,6 +19,8 @@ pub enum DeviceKind {
     Rng,
     /// Virtio persistent memory.
     Pmem,
+    /// Virtio socket device.
+    Vsock,
 }
 
 /// Where a device shall be in PCI.
@@ -43,6 +45,8 @@ pub enum DeviceConfig {
     Rng(RngConfig),
     /// Virtio persistent memory.
     Pmem(PmemConfig),
+    /// Virtio socket device.
+    Vsock(VsockConfig),
 }
 
 impl DeviceConfig {
@@ -54,6 +58,7 @@ impl DeviceConfig {
             Self::Net(config) => &config.id,
             Self::Rng(config) => &config.id,
             Self::Pmem(config) => &config.id,
+            Self::Vsock(config) => &config.id,
         }
     }
 
@@ -65,6 +70,7 @@ impl DeviceConfig {
             Self::Net(_) => DeviceKind::Net,
             Self::Rng(_) => DeviceKind::Rng,
             Self::Pmem(_) => DeviceKind::Pmem,
+            Self::Vsock(_) => DeviceKind::Vsock,
         }
     }
 
@@ -76,6 +82,7 @@ impl DeviceConfig {
             Self::Net(config) => &config.place,
             Self::Rng(config) => &config.place,
             Self::Pmem(config) => &config.place,
+            Self::Vsock(config) => &config.place,
         }
     }
 
@@ -87,6 +94,7 @@ impl DeviceConfig {
             // A receive and a transmit queue a pair, and the control queue.
             Self::Net(config) => vec![config.queue_size; 2 * usize::from(config.queue_pairs) + 1],
             Self::Rng(_) | Self::Pmem(_) => vec![256],
+            Self::Vsock(_) => vec![256; 3],
         }
     }
 }
@@ -147,6 +155,20 @@ pub struct PmemConfig {
     pub size: Option<u64>,
     /// What the guest writes is gone at the end, and the file stays as it is.
     pub discard_writes: bool,
+}
+
+/// Virtio socket device.
+#[derive(Clone, Debug)]
+pub struct VsockConfig {
+    /// Id.
+    pub id: String,
+    /// Where it shall be.
+    pub place: PciPlace,
+    /// The guest's context id; not 0, 1, 2 or 0xffffffff.
+    pub cid: u32,
+    /// The socket that programs of the host connect to. Those that listen have sockets of the same name with `_PORT`
+    /// after it.
+    pub socket: PathBuf,
 }
 
 /// A token bucket: `size` units, refilled evenly within `refill_ms`.

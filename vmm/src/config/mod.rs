@@ -18,7 +18,7 @@ pub use self::{
     check::{ConfigError, ErrorClass},
     device::{
         BlockConfig, BucketConfig, ConsoleConfig, ConsoleTarget, DeviceConfig, DeviceKind, ImageType,
-        LockGranularity, NetConfig, PMEM_ALIGNMENT, PciPlace, PmemConfig, RateLimit, RngConfig,
+        LockGranularity, NetConfig, PMEM_ALIGNMENT, PciPlace, PmemConfig, RateLimit, RngConfig, VsockConfig,
     },
     numa::NumaNode,
 };

@@ -18,7 +18,7 @@ pub(super) fn taken_at_work(layout: &Layout) -> u64 {
     let of = |kind: DeviceKind| match kind {
         // Each queue's thread has what it waits with; a disk's has a ring besides, and its event.
         DeviceKind::Block => 3,
-        DeviceKind::Console | DeviceKind::Net | DeviceKind::Rng | DeviceKind::Pmem => 1,
+        DeviceKind::Console | DeviceKind::Net | DeviceKind::Rng | DeviceKind::Pmem | DeviceKind::Vsock => 1,
     };
     let queues = |device: &crate::layout::DeviceLayout| device.queue_sizes.len() as u64;
     let devices = layout.devices.iter();

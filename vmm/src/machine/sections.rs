@@ -15,6 +15,7 @@ use hypervisor::IrqchipMode;
 use serde::Deserialize;
 use virtio_devices::{
     block::Block, console::Console, net::Net, pmem::Pmem, rng::Rng, transport::pci::VirtioPciState,
+    vsock::Vsock,
 };
 use vm_migration::{LoadError, Section, State};
 
@@ -96,6 +97,7 @@ fn device(kind: DeviceKind) -> Kind {
         DeviceKind::Net => of::<Net>(),
         DeviceKind::Rng => of::<Rng>(),
         DeviceKind::Pmem => of::<Pmem>(),
+        DeviceKind::Vsock => of::<Vsock>(),
     }
 }
 

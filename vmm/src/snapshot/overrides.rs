@@ -94,6 +94,7 @@ enum Kind {
     Net,
     Pmem,
     Console,
+    Vsock,
     Zone,
     Processors,
 }
@@ -105,6 +106,7 @@ impl Kind {
             Self::Net => "network device",
             Self::Pmem => "persistent memory device",
             Self::Console => "console",
+            Self::Vsock => "socket device",
             Self::Zone => "memory zone",
             Self::Processors => "set of processors",
         }
@@ -116,6 +118,7 @@ impl Kind {
             Self::Net => &["tap", "mac", "host_mac"],
             Self::Pmem => &["file"],
             Self::Console => &["mode", "file", "socket"],
+            Self::Vsock => &["socket", "cid"],
             Self::Zone => &["file", "host_numa_node"],
             Self::Processors => &["affinity"],
         }
@@ -124,8 +127,19 @@ impl Kind {
 
 /// The keys that are there.
 fn given(wanted: &RestoreOverride) -> Vec<&'static str> {
-    let RestoreOverride { id: _, path, tap, mac, host_mac, mode, file, socket, host_numa_node, affinity } =
-        wanted;
+    let RestoreOverride {
+        id: _,
+        path,
+        tap,
+        mac,
+        host_mac,
+        mode,
+        file,
+        socket,
+        cid,
+        host_numa_node,
+        affinity,
+    } = wanted;
     let all = [
         ("path", path.is_some()),
         ("tap", tap.is_some()),
@@ -134,6 +148,7 @@ fn given(wanted: &RestoreOverride) -> Vec<&'static str> {
         ("mode", mode.is_some()),
         ("file", file.is_some()),
         ("socket", socket.is_some()),
+        ("cid", cid.is_some()),
         ("host_numa_node", host_numa_node.is_some()),
         ("affinity", affinity.is_some()),
     ];
@@ -163,6 +178,14 @@ fn lay(said: &mut wire::VmConfig, wanted: &RestoreOverride) -> Result<Kind, Over
             pmem.file.clone_from(file);
         }
         return Ok(Kind::Pmem);
+    }
+    if let Some(vsock) = said.vsock.iter_mut().find(is(id)) {
+        if let Some(socket) = &wanted.socket {
+            exists(id, "socket", directory_of(socket))?;
+            vsock.socket.clone_from(socket);
+        }
+        vsock.cid = wanted.cid.unwrap_or(vsock.cid);
+        return Ok(Kind::Vsock);
     }
     let key = if wanted.file.is_some() { "file" } else { "host_numa_node" };
     let zone = memory_zone(&mut said.memory, id).map_err(|why| OverrideError::Value {
@@ -258,6 +281,7 @@ mod tests {
             "net": [{ "id": "_net1", "tap": "tap0" }, { "id": "_net2", "fds": [3] }],
             "serial": { "mode": "Null" },
             "console": { "mode": "Null" },
+            "vsock": { "id": "_vsock3", "cid": 3, "socket": "/run/old" },
             "memory": { "size": 0, "zones": [{ "id": "z", "size": 1 << 20 }] },
         }))
         .unwrap()
@@ -285,6 +309,7 @@ mod tests {
             { "id": "__serial", "mode": "File", "file": place.join("serial") },
             { "id": "__console", "mode": "Pty" },
             { "id": "_pmem3", "file": place },
+            { "id": "_vsock3", "socket": place.join("vsock"), "cid": 44 },
             { "id": "z", "file": place, "host_numa_node": 1 },
             { "id": "__cpus", "affinity": [{ "vcpu": 0, "host_cpus": [0] }] },
         ]))
@@ -301,13 +326,16 @@ mod tests {
         assert_eq!((config.serial.mode, config.serial.file), (ConsoleMode::File, Some(place.join("serial"))));
         assert_eq!(config.console.mode, ConsoleMode::Pty);
         assert_eq!(config.pmem.unwrap()[0].file, place);
+        let vsock = config.vsock.unwrap();
+        assert_eq!((vsock.cid, vsock.socket), (44, place.join("vsock")));
         let zone = &config.memory.zones.unwrap()[0];
         assert_eq!((zone.file.as_deref(), zone.host_numa_node), (Some(place), Some(1)));
         assert_eq!(config.cpus.affinity.unwrap()[0].host_cpus, [0]);
         let expected =
             ["other.path", "_net1.tap", "_net1.mac", "_net1.host_mac", "_net2.tap", "__serial.mode"];
         assert_eq!(keys[..6], expected);
-        assert_eq!(keys.len(), 12);
+        assert!(keys.contains(&"_vsock3.socket".into()) && keys.contains(&"_vsock3.cid".into()));
+        assert_eq!(keys.len(), 14);
     }
 
     #[test]
@@ -356,6 +384,9 @@ mod tests {
                 json!([{ "id": "__console", "mode": "File", "file": "/missing/f" }]),
                 "__console: file: there is no /missing",
             ),
+            (json!([{ "id": "_vsock3", "socket": "/missing/v" }]), "_vsock3: socket: there is no /missing"),
+            (json!([{ "id": "_vsock3", "path": "/" }]), "_vsock3: path is nothing that a socket device has"),
+            (json!([{ "id": "_disk0", "cid": 4 }]), "_disk0: cid is nothing that a disk has"),
             (json!([{ "id": "z", "file": "/missing/z" }]), "z: file: there is no /missing/z"),
             (
                 json!([{ "id": "__cpus", "path": "/" }]),

@@ -17,7 +17,6 @@ pub(super) fn refuse(said: &VmConfig) -> Result<(), ConfigError> {
         ("devices", some(&said.devices), "VFIO"),
         ("user_devices", some(&said.user_devices), "vfio-user"),
         ("vdpa", some(&said.vdpa), "vDPA"),
-        ("vsock", said.vsock.is_some(), "virtio socket device"),
         ("iommu", said.iommu, "virtual IOMMU"),
         ("watchdog", said.watchdog, "watchdog"),
         ("rtc", said.rtc.is_some(), "virtio clock"),

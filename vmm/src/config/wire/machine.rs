@@ -8,6 +8,7 @@ use arch::x86_64::smbios;
 use super::{id, place};
 use crate::config::{
     ConfigError, ConsoleConfig, ConsoleTarget, PlatformConfig, PmemConfig, RngConfig, SegmentWeights,
+    VsockConfig,
 };
 
 /// Id of the virtio console, unless it has another.
@@ -81,6 +82,11 @@ pub(super) fn pmem(said: &wire::PmemConfig) -> PmemConfig {
         size: said.size,
         discard_writes: said.discard_writes,
     }
+}
+
+pub(super) fn vsock(said: &wire::VsockConfig) -> VsockConfig {
+    // It was given one, if it had none.
+    VsockConfig { id: id(said, ""), place: place(said), cid: said.cid, socket: said.socket.clone() }
 }
 
 /// Each segment's share: 1 where none is given.

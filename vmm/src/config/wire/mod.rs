@@ -102,6 +102,7 @@ fn devices(
     }
     devices.push(DeviceConfig::Rng(machine::rng(&said.rng)));
     devices.extend(said.pmem.iter().flatten().map(|pmem| DeviceConfig::Pmem(machine::pmem(pmem))));
+    devices.extend(said.vsock.as_ref().map(|vsock| DeviceConfig::Vsock(machine::vsock(vsock))));
     Ok(devices)
 }
 

@@ -326,7 +326,6 @@ fn what_clients_learn_of_at_boot() {
 fn what_this_version_lacks_is_refused_by_name() {
     for (value, expected) in [
         (json!({ "balloon": { "size": 0 } }), "balloon: this version has no memory balloon"),
-        (json!({ "vsock": { "cid": 3, "socket": "/s" } }), "virtio socket device"),
         (shared(json!({ "fs": [{ "tag": "t", "socket": "/s" }] })), "virtio-fs"),
         (json!({ "devices": [{ "path": "/d" }] }), "VFIO"),
         (json!({ "watchdog": true }), "watchdog"),
@@ -608,8 +607,16 @@ fn context_ids() {
         invalid(vsock(cid), &format!("_vsock0: cid {cid}: it is reserved"));
     }
     for cid in [3, u32::MAX - 1] {
-        merely_absent(vsock(cid));
+        let config = resolve(vsock(cid)).unwrap();
+        assert_eq!(ids(&config), ["__console", "__rng", "_vsock0"]);
+        let Some(DeviceConfig::Vsock(vsock)) = config.devices.last() else { panic!("{config:?}") };
+        assert_eq!((vsock.cid, vsock.socket.to_str()), (cid, Some("/s")));
     }
+    let named = |socket: &str| json!({ "vsock": { "cid": 3, "socket": socket } });
+    resolve(named(&"s".repeat(107))).unwrap();
+    invalid(named(&"s".repeat(108)), "108 bytes, at most 107");
+    invalid(named("a\0b"), "none of them 0");
+    invalid(named(""), "_vsock0: socket: it is empty");
 }
 
 #[test]

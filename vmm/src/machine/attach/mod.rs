@@ -10,6 +10,7 @@ pub mod probe;
 mod rng;
 pub mod terminal;
 mod virtio;
+mod vsock;
 mod window;
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
@@ -239,6 +240,7 @@ pub fn attach(
         DeviceConfig::Block(config) => block::attach(config, layout, context),
         DeviceConfig::Net(config) => net::attach(config, layout, context),
         DeviceConfig::Pmem(config) => pmem::attach(config, layout, context),
+        DeviceConfig::Vsock(config) => vsock::attach(config, layout, context),
     }
 }
 
@@ -264,6 +266,7 @@ pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result
             let state: PmemState = sections::device_state(saved, id)?;
             pmem::probe(config, &state).map_err(attach)
         }
+        DeviceConfig::Vsock(config) => probe::new_socket(&config.socket).map_err(attach),
     }
 }
 

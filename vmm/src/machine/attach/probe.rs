@@ -54,9 +54,17 @@ pub fn console(target: &ConsoleTarget) -> Result<(), AttachError> {
             opened.map(drop).map_err(failed(path))
         }
         ConsoleTarget::File(path) => can_be_made(path).map_err(failed(path)),
-        ConsoleTarget::Socket(path) => can_be_bound(path).map_err(failed(path)),
+        ConsoleTarget::Socket(path) => new_socket(path),
         ConsoleTarget::Off | ConsoleTarget::Null | ConsoleTarget::Tty | ConsoleTarget::Pty => Ok(()),
     }
+}
+
+/// Whether a socket could be made there.
+///
+/// # Errors
+/// Something is there already, or the directory for it is not or cannot be written.
+pub fn new_socket(path: &Path) -> Result<(), AttachError> {
+    can_be_bound(path).map_err(|source| AttachError::Open { path: path.to_owned(), source })
 }
 
 /// Whether a file can be read.

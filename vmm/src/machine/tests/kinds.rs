@@ -13,7 +13,9 @@ use devices::{
     platform::{Events, IoApic, PmTimer, Rtc, Serial},
 };
 use serde_json::{Value, json};
-use virtio_devices::{block::Block, console::Console, net::Net, pmem::Pmem, transport::pci::VirtioPciState};
+use virtio_devices::{
+    block::Block, console::Console, net::Net, pmem::Pmem, transport::pci::VirtioPciState, vsock::Vsock,
+};
 use vm_migration::{LoadError, NoState, Section, State};
 
 use super::{
@@ -62,6 +64,7 @@ fn kinds() -> Vec<Kind> {
         of_device::<PmTimer>(),
         of_device::<Rtc>(),
         of_device::<Serial>(),
+        of_device::<Vsock>(),
     ]
 }
 

@@ -19,10 +19,12 @@ fn saved(machine: &Machine) -> Sections {
 /// The layout and the state of a machine with everything that needs no privileges.
 fn everything() -> (Layout, Sections) {
     let disk = image(1 << 20);
+    let directory = tempfile::tempdir().unwrap();
     let machine = Bench::new()
         .boot(json!({
             "cpus": { "boot_vcpus": 2, "max_vcpus": 3 },
             "disks": [{ "path": text(disk.path()), "image_type": "Raw" }],
+            "vsock": { "cid": 3, "socket": directory.path().join("vsock") },
             "console": { "mode": "Null" },
             "pvpanic": true,
             "debug_exit": 0x501,
@@ -51,7 +53,7 @@ fn a_machine_saves_what_its_layout_promises() {
 #[test]
 fn each_section_is_needed_and_must_be_one_that_can_be_read() {
     let (layout, state) = everything();
-    assert_eq!(state.len(), 2 + 2 + 8 + 3 + 3, "{:?}", state.keys());
+    assert_eq!(state.len(), 2 + 2 + 8 + 3 + 4, "{:?}", state.keys());
     for (id, section) in &state {
         let mut without = state.clone();
         without.remove(id);
@@ -76,7 +78,12 @@ fn each_section_is_needed_and_must_be_one_that_can_be_read() {
 #[test]
 fn the_device_behind_a_function_is_looked_at_too() {
     let (layout, state) = everything();
-    for (id, kind) in [("_disk0", "virtio-block"), ("__console", "virtio-console"), ("__rng", "none")] {
+    for (id, kind) in [
+        ("_disk0", "virtio-block"),
+        ("_vsock1", "virtio-vsock"),
+        ("__console", "virtio-console"),
+        ("__rng", "none"),
+    ] {
         let device = format!("\"kind\":\"{kind}\",\"version\":1");
         let with = |by: &str| {
             let text = state[id].state.get();
