@@ -23,6 +23,7 @@ const RNG: &str = "ff0000";
 const PMEM: &str = "ff0000 persistent memory";
 /// Its device number, behind that of the vendor.
 const PMEM_NUMBER: &str = "1af4:105b";
+const SOCKET: &str = "028000";
 
 /// A machine with a device of each kind, and a second disk that is left alone but for its work.
 struct Junkyard {
@@ -32,6 +33,7 @@ struct Junkyard {
     _images: [tempfile::NamedTempFile; 2],
     _stores: tempfile::TempDir,
     _console: tempfile::NamedTempFile,
+    _sockets: tempfile::TempDir,
 }
 
 impl Junkyard {
@@ -47,6 +49,8 @@ impl Junkyard {
         File::create(&store).and_then(|file| file.set_len(2 << 20)).expect("there is room");
         let store = format!("file={}", store.display());
         let to_file = format!("file={}", console.path().display());
+        let sockets = tempfile::tempdir().expect("a directory can be made");
+        let socket = format!("cid=3,socket={}", sockets.path().join("socket").display());
         let arguments = [
             &[
                 "--cpus",
@@ -60,6 +64,8 @@ impl Junkyard {
                 &witness,
                 "--pmem",
                 &store,
+                "--vsock",
+                &socket,
             ][..],
             if cumulet::may_make_taps() { &["--net", "mac=2e:00:00:00:00:01,num_queues=4"][..] } else { &[] },
             more,
@@ -82,7 +88,15 @@ impl Junkyard {
         // What a junk queue finds in memory is junk as well.
         vm.console.ok(&format!("fill {FREE:#x} 32M 1"));
         vm.console.ok(&format!("fill {KEPT:#x} 1M 2"));
-        let mut yard = Self { vm, witness, functions, _images: images, _stores: stores, _console: console };
+        let mut yard = Self {
+            vm,
+            witness,
+            functions,
+            _images: images,
+            _stores: stores,
+            _console: console,
+            _sockets: sockets,
+        };
         yard.others_are_well();
         yard
     }
@@ -121,6 +135,12 @@ impl Junkyard {
                 // Wherever its BAR was, its window is where it was.
                 self.vm.console.ok(&format!("vpmem {bdf}"));
                 assert_eq!(self.vm.console.ok(&format!("vpmem-flush {bdf}")), "ret=0x0");
+            }
+            SOCKET => {
+                self.vm.console.ok(&format!("vsock-serve {bdf} 7"));
+                // Nobody listens there, which the device is there to say.
+                let said = self.vm.console.order("vsock-connect 7").expect_err("there is nobody");
+                assert!(said.contains("the host refuses"), "{said}");
             }
             RNG => assert!(self.vm.console.ok(&format!("vrng {bdf} 64")).starts_with("len=64 ")),
             _ => {}
@@ -188,6 +208,11 @@ fn junk_for_an_entropy_device() {
 #[test]
 fn junk_for_persistent_memory() {
     junk_is_survived(PMEM);
+}
+
+#[test]
+fn junk_for_a_socket_device() {
+    junk_is_survived(SOCKET);
 }
 
 #[test]

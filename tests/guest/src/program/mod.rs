@@ -15,6 +15,7 @@ mod net_server;
 mod pmem_orders;
 mod registers;
 mod reply;
+mod socket_peer;
 mod stress;
 mod virtio_orders;
 
@@ -25,6 +26,7 @@ use test_guest::orders::Words;
 
 use self::net_server::Server;
 use self::reply::{OrderError, Reply, say};
+use self::socket_peer::SocketPeer;
 use self::stress::Stress;
 use crate::acpi::Acpi;
 use crate::cell::BootCell;
@@ -66,6 +68,7 @@ struct Program {
     virtio: Virtio,
     scratch: Option<u64>,
     server: Option<Server>,
+    peer: Option<SocketPeer>,
     stress: Option<Stress>,
     nonce: u64,
     reply: &'static mut Reply,
@@ -134,6 +137,7 @@ impl Program {
             virtio,
             scratch: None,
             server: None,
+            peer: None,
             stress: None,
             nonce,
             reply,
@@ -166,10 +170,11 @@ impl Program {
                 None if cpu::tsc().wrapping_sub(last_byte_tsc) < LOOK_TSC => core::hint::spin_loop(),
                 None => {
                     let served = self.serve();
+                    let echoed = self.echo();
                     let stressed = self.stress();
                     match jobs::step(0) {
                         jobs::Next::Again => {}
-                        _ if served || stressed => {}
+                        _ if served || echoed || stressed => {}
                         jobs::Next::After(counts) => self.wait(seen, counts),
                         jobs::Next::WhenWoken => self.wait(seen, WAIT_COUNTS),
                     }
@@ -294,6 +299,10 @@ impl Program {
             "vstress" => self.vstress(words)?,
             "vcon-write" => self.vcon_write(words)?,
             "vcon-read" => self.vcon_read(words)?,
+            "vsock-serve" => self.vsock_serve(words)?,
+            "vsock-state" => self.vsock_state(words)?,
+            "vsock-connect" => self.vsock_connect(words)?,
+            "vsock-close" => self.vsock_close(words)?,
 
             "exit" => {
                 let code = words.narrow("CODE")?;

@@ -205,6 +205,7 @@ impl Program {
     pub(super) fn release(&mut self, bdf: Bdf) {
         self.server.take_if(|server| server.bdf() == bdf);
         self.stress.take_if(|stress| stress.bdf() == bdf);
+        self.release_peer(bdf);
     }
 
     /// Returns memory for requests of the guest's own.

@@ -31,6 +31,7 @@ pub const KIND_NET: u16 = 1;
 pub const KIND_BLOCK: u16 = 2;
 pub const KIND_CONSOLE: u16 = 3;
 pub const KIND_RNG: u16 = 4;
+pub const KIND_VSOCK: u16 = 19;
 pub const KIND_PMEM: u16 = 27;
 
 // Feature bits (section 6).

@@ -161,7 +161,12 @@ impl Queue {
 
     /// Address of the notes of the chain that is added next.
     pub fn next_note(&self) -> u64 {
-        self.note(either!(&self.ring, ring => ring.next_id()))
+        self.note(self.next_chain())
+    }
+
+    /// ID of the chain that is added next.
+    pub fn next_chain(&self) -> u16 {
+        either!(&self.ring, ring => ring.next_id())
     }
 
     /// Address of a chain's notes.
