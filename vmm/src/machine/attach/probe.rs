@@ -14,7 +14,7 @@ use rustix::{
 };
 use virtio_devices::host::{disk::DiskImage, tap::Taps};
 
-use super::{AttachError, block};
+use super::{AttachError, block, terminal};
 use crate::config::{BlockConfig, ConsoleTarget, NetConfig};
 
 /// Whether a network device's tap could be opened or made.
@@ -50,8 +50,9 @@ pub fn console(target: &ConsoleTarget) -> Result<(), AttachError> {
     };
     match target {
         ConsoleTarget::File(path) if path.exists() => {
-            let opened = OpenOptions::new().append(true).open(path);
-            opened.map(drop).map_err(failed(path))
+            let mut options = OpenOptions::new();
+            options.append(true);
+            terminal::open_output(path, options).map(drop).map_err(failed(path))
         }
         ConsoleTarget::File(path) => can_be_made(path).map_err(failed(path)),
         ConsoleTarget::Socket(path) => new_socket(path),
@@ -112,7 +113,15 @@ fn can_be_made(path: &Path) -> io::Result<()> {
 mod tests {
     use std::{
         fs::{self, Permissions},
-        os::unix::{fs::PermissionsExt, net::UnixListener},
+        os::unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
+        },
+    };
+
+    use rustix::{
+        fs::{CWD, FileType, Mode, mknodat},
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     };
 
     use super::*;
@@ -142,11 +151,26 @@ mod tests {
         }
         // Left by somebody who is gone.
         drop(listener);
-        console(&ConsoleTarget::Socket(taken)).unwrap_err();
+        console(&ConsoleTarget::Socket(taken.clone())).unwrap_err();
         for path in [place.to_owned(), file.join("below"), place.join("missing/below")] {
             let target = ConsoleTarget::File(path);
             let said = chain(&console(&target).unwrap_err());
             assert_eq!(chain(&terminal::open(&target, Existing::Append).unwrap_err()), said);
+        }
+        // Nobody reads from the one pipe, somebody from the other.
+        let (pipe, read) = (place.join("pipe"), place.join("read"));
+        for path in [&pipe, &read] {
+            mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        }
+        let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&read).unwrap();
+        for (path, kind) in [(pipe, "it is a pipe: "), (read, "it is a pipe: "), (taken, "it is a socket: ")]
+        {
+            let target = ConsoleTarget::File(path.clone());
+            for existing in [Existing::Append, Existing::Truncate] {
+                let said = chain(&terminal::open(&target, existing).unwrap_err());
+                assert_eq!(said, chain(&console(&target).unwrap_err()));
+                assert!(said.contains(path.to_str().unwrap()) && said.contains(kind), "{said}");
+            }
         }
         let before = fs::read_dir(place).unwrap().count();
         console(&ConsoleTarget::Socket(place.join("socket"))).unwrap();
@@ -157,5 +181,25 @@ mod tests {
         assert_eq!(fs::read_dir(place).unwrap().count(), before);
         fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "of another life");
+    }
+
+    #[test]
+    fn a_device_in_the_place_of_a_file_keeps_no_guest_waiting() {
+        let null = ConsoleTarget::File("/dev/null".into());
+        console(&null).unwrap();
+        let opened = terminal::open(&null, Existing::Truncate).unwrap().unwrap();
+        opened.terminal.write(&[b'x'; 100_000]);
+        assert_eq!((opened.terminal.kept(), opened.made), (0, None));
+        // Whose other side nobody reads.
+        let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&main).unwrap();
+        unlockpt(&main).unwrap();
+        let name = ptsname(&main, Vec::new()).unwrap().into_string().unwrap();
+        let target = ConsoleTarget::File(name.into());
+        console(&target).unwrap();
+        let opened = terminal::open(&target, Existing::Append).unwrap().unwrap();
+        opened.terminal.write(&[b'x'; 100_000]);
+        assert!(opened.terminal.kept() > 0);
+        assert!(opened.terminal.watch().output.is_some());
     }
 }

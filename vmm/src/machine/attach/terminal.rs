@@ -3,11 +3,14 @@
 
 use std::{
     fmt,
-    fs::{File, OpenOptions},
+    fs::{File, FileType, OpenOptions},
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::net::UnixListener,
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt},
+            net::UnixListener,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -61,7 +64,7 @@ pub fn open(target: &ConsoleTarget, existing: Existing) -> Result<Option<Opened>
         ConsoleTarget::File(path) => {
             let (file, is_new) = create(path, existing)?;
             made = is_new.then(|| path.clone());
-            Terminal::file(file)
+            output_to(file)
         }
         ConsoleTarget::Socket(path) => {
             let listener = UnixListener::bind(path)
@@ -117,11 +120,47 @@ fn create(path: &Path, existing: Existing) -> Result<(File, bool), AttachError> 
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             // A link that leads nowhere is there already, and what it leads to is made.
             options.create(true).truncate(existing == Existing::Truncate);
-            options.open(path).map(|file| (file, false))
+            open_output(path, options).map(|file| (file, false))
         }
         Err(error) => Err(error),
     };
     opened.map_err(|source| AttachError::Open { path: path.to_path_buf(), source })
+}
+
+/// Opens what is there for a console to write to, without waiting for whoever is at the other end of it.
+///
+/// # Errors
+/// It cannot be opened that way, or is neither a regular file nor a character device.
+pub(super) fn open_output(path: &Path, mut options: OpenOptions) -> io::Result<File> {
+    // The reader of a pipe would see a writer come and go: it is not even opened.
+    if let Ok(there) = path.metadata() {
+        refuse_kind(there.file_type())?;
+    }
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    // Something else may have come in its place meanwhile.
+    refuse_kind(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// A pipe or socket makes its writer wait for a reader, or gives it an error that ends the console's output when there is
+/// none; a disk is no place for text.
+fn refuse_kind(kind: FileType) -> io::Result<()> {
+    let what = if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else {
+        return Ok(());
+    };
+    let why = format!("it is {what}: a console writes to a regular file or a character device");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// A regular file takes everything at once. A device may be a terminal, whose reader can stop it.
+fn output_to(file: File) -> io::Result<Arc<Terminal>> {
+    if file.metadata()?.is_file() { Terminal::file(file) } else { Terminal::standard(file, None) }
 }
 
 /// Removes a file that was made for a console, unless something has been written to it.
