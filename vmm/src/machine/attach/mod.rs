@@ -253,7 +253,7 @@ pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result
     let id = config.id();
     let attach = |source| BuildError::Attach { id: id.to_owned(), source };
     match config {
-        DeviceConfig::Rng(config) => probe::readable(&config.source).map_err(attach),
+        DeviceConfig::Rng(config) => probe::entropy(&config.source).map(drop).map_err(attach),
         DeviceConfig::Console(config) => probe::console(&config.target).map_err(attach),
         DeviceConfig::Block(config) => {
             let image = probe::image(config).map_err(attach)?;

@@ -68,13 +68,19 @@ pub fn new_socket(path: &Path) -> Result<(), AttachError> {
     can_be_bound(path).map_err(|source| AttachError::Open { path: path.to_owned(), source })
 }
 
-/// Whether a file can be read.
+/// Opens what entropy is read from: a device, or a file.
 ///
 /// # Errors
-/// It cannot.
-pub fn readable(path: &Path) -> Result<(), AttachError> {
+/// It cannot be opened, or is nothing that can be read so.
+pub fn entropy(path: &Path) -> Result<File, AttachError> {
     refuse_pipe(path)?;
-    File::open(path).map(drop).map_err(|source| AttachError::Open { path: path.to_owned(), source })
+    let failed = |source| AttachError::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    // A directory can be opened, and gives an error only when it is read.
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(failed(Errno::ISDIR.into()));
+    }
+    Ok(file)
 }
 
 /// Opening a pipe to read would keep this thread waiting for somebody to write to it. (With O_NONBLOCK it would not, and

@@ -1,6 +1,6 @@
 //! Virtio entropy source: opens where entropy is read from.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use virtio_devices::{rng::Rng, worker::PlainThreads};
 
@@ -16,9 +16,7 @@ pub fn attach(
     layout: &DeviceLayout,
     context: &Context<'_>,
 ) -> Result<Attached, AttachError> {
-    probe::refuse_pipe(&config.source)?;
-    let source = File::open(&config.source)
-        .map_err(|source| AttachError::Open { path: config.source.clone(), source })?;
+    let source = probe::entropy(&config.source)?;
     let device = Rng::new(&config.id, source, Arc::new(PlainThreads));
     virtio::function(Box::new(device), layout, context, true)
         .map(Attached::plain)

@@ -1,4 +1,4 @@
-//! A pipe in the place of an image keeps nobody waiting for a writer.
+//! A pipe in the place of an image keeps nobody waiting for a writer, and a directory is no source of entropy.
 
 use std::{path::Path, sync::mpsc, thread, time::Duration};
 
@@ -12,6 +12,13 @@ fn refusal(said: Value) -> String {
     let (answer, answered) = mpsc::channel();
     thread::spawn(move || answer.send(Bench::new().refusal(said)));
     answered.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("no answer for a minute"))
+}
+
+#[test]
+fn a_directory_gives_no_entropy() {
+    let place = tempfile::tempdir().unwrap();
+    let said = refusal(json!({ "rng": { "src": place.path() } }));
+    assert!(said.contains(place.path().to_str().unwrap()) && said.contains("Is a directory"), "{said}");
 }
 
 #[test]
