@@ -35,6 +35,46 @@ check_full() {
   [ "$(cat "$W/notify")" = booted ] && [ "$(cloud hostname)" = labhost ] || return
   cloud sudo poweroff; ends a 90
 }
+# echoes NAME SOCKET: eight MiB go into the guest by its socket device and come back.
+echoes() {
+  timeout $((60 * PATIENCE)) python3 - "$1" >"$W/echo" 2>&1 <<'PROGRAM' || { fail "no echo: $(tail -n 1 "$W/echo")"; return; }
+import os, socket, sys, threading
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.sendall(b"CONNECT 1234\n")
+said = b""
+while not said.endswith(b"\n"):
+    byte = peer.recv(1)
+    assert byte, f"refused after {said}"
+    said += byte
+assert said.startswith(b"OK "), said
+sent = os.urandom(8 << 20)
+def send():
+    peer.sendall(sent)
+    peer.shutdown(socket.SHUT_WR)
+threading.Thread(target=send).start()
+got = b"".join(iter(lambda: peer.recv(1 << 16), b""))
+assert got == sent, f"{len(got)} bytes, others than the {len(sent)}"
+PROGRAM
+}
+check_vsock() { # programs of the host and of Debian speak to each other; and again after a restore with another socket and CID
+  [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
+  needs_api || return
+  cidata; full_image "$W/f.raw" || return
+  spawn a -- --kernel "${FULLKERNEL:-$ART/full.vmlinux}" --cmdline "root=/dev/vda1 rw console=hvc0 quiet mitigations=off" \
+    --disk "path=$W/f.raw" "path=$W/ci" --memory size=512M --vsock "id=v,cid=7,socket=$W/v" \
+    --net id=n,tap=,mac=12:34:56:78:90:ab,ip=192.168.2.1,mask=255.255.255.128 --serial off --console "file=$W/a.log"
+  up a 330 'login:' && within 120 cloud true || { fail "no ssh"; return; }
+  cloud 'sudo modprobe vmw_vsock_virtio_transport && sudo systemd-run -q systemd-socket-activate --accept --inetd -l vsock::1234 cat' ||
+    { fail "the guest has no listener"; return; }
+  within 30 echoes "$W/v" || return
+  mkdir "$W/s"
+  api a pause && api a snapshot "file://$W/s" || { fail "no snapshot"; return; }
+  kill -KILL "$(pid a)"; wait "$(pid a)" 2>/dev/null
+  spawn b -- --restore "source_url=file://$W/s,resume=on,overrides=[[id=v,socket=$W/w,cid=9]]"
+  within 60 echoes "$W/w" || return
+  cloud sudo poweroff; ends b 90 && [ ! -e "$W/w" ]
+}
 check_firmware() { # CLOUDHV.fd, systemd-boot, Debian; wants `lab.py run --icount 2 --smp 1`
   [ -e "$ART/full.raw" ] || { fail "no full.raw: lab.py prepare full"; return; }
   full_image "$W/f.raw" || return

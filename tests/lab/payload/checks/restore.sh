@@ -141,6 +141,33 @@ check_restore_clock() { # the gap is the guest's with advance; with wall it is i
   done
 }
 
+# Persistent memory with a file system that is mounted while its VM is saved and killed, and comes back with a copy of the file.
+check_restore_pmem() {
+  needs_api || return
+  local g=192.168.77.2 sum
+  truncate -s 64M "$W/p.img" && mkfs.ext4 -q "$W/p.img" || return
+  tap tap0 192.168.77.1/24
+  vm a lab.ip=$g/24 -- --memory size=256M --pmem "id=p,file=$W/p.img" --net tap=tap0,mac=12:34:56:78:90:01
+  up a && within 60 guest $g true || { fail "no ssh"; return; }
+  NOW=a GENERATION=0
+  guest $g 'mount -t ext4 -o dax /dev/pmem0 /mnt' || { fail "no mount: $(guest $g 'dmesg | tail -n 3')"; return; }
+  sum=$(guest $g 'dd if=/dev/urandom of=/mnt/a bs=1M count=8 2>/dev/null; sync; sha256sum </mnt/a')
+  save s || return
+  cp --sparse=always "$W/p.img" "$W/q.img"
+  revive s "resume=on,overrides=[[id=p,file=$W/q.img]]"
+  within 60 guest $g true || { fail "no ssh after the restore"; return; }
+  [ "$(guest $g 'sha256sum </mnt/a')" = "$sum" ] || { fail "other bytes after the restore"; return; }
+  # Once more from the storage, what the first life wrote; and something new.
+  [ "$(guest $g 'umount /mnt && mount -t ext4 -o dax /dev/pmem0 /mnt && sha256sum </mnt/a')" = "$sum" ] || { fail "other bytes after mounting again"; return; }
+  guest $g 'cp /mnt/a /mnt/b && umount /mnt' || return
+  api "$NOW" shutdown-vmm; wait "$(pid "$NOW")"
+  mkdir "$W/m" && mount -o loop,ro "$W/q.img" "$W/m" || { fail "the host cannot mount the file"; return; }
+  local kept; kept=$(sha256sum <"$W/m/b"); umount "$W/m"
+  [ "$kept" = "$sum" ] || { fail "the file holds other bytes than the guest wrote"; return; }
+  mount -o loop,ro "$W/p.img" "$W/m" && [ ! -e "$W/m/b" ] || { fail "the first file was written after the restore"; return; }
+  umount "$W/m"
+}
+
 was_reset() { [ "$(grep -c NANO-INIT "$W/a.log")" != 1 ]; }
 # once_more DIRECTORY OPTIONS: whether it is the snapshot's fault: of some more lives out of it, how many end so.
 once_more() {
