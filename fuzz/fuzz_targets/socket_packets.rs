@@ -68,7 +68,11 @@ fn packet(input: &mut Bytes<'_>) -> Option<Header> {
         source_cid: CID.into(),
         destination_cid: HOST_CID,
         source_port: u32::from(port % 4),
-        destination_port: if port & 64 == 0 { u32::from(port / 4 % 4) } else { (1 << 30) + u32::from(port / 4 % 4) },
+        destination_port: if port & 64 == 0 {
+            u32::from(port / 4 % 4)
+        } else {
+            (1 << 30) + u32::from(port / 4 % 4)
+        },
         len: u32::from(input.half()?),
         socket_type: 1,
         operation: u16::from(kind % 9),
