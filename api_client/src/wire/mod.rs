@@ -22,6 +22,7 @@ mod memory;
 mod migration;
 mod net;
 mod numa;
+mod object;
 mod payload;
 mod pci;
 mod platform;
@@ -54,6 +55,7 @@ pub use self::{
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},
     numa::{NumaConfig, NumaDistance},
+    object::Object,
     payload::{FwCfgConfig, FwCfgItem, FwCfgItemList, PayloadConfig},
     pci::{PciDevice, PciSegmentConfig},
     platform::{LandlockConfig, PlatformConfig},

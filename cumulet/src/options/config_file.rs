@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use api_client::wire::VmConfig;
+use api_client::wire::{Object, VmConfig};
 
 use super::OptionError;
 
@@ -45,7 +45,7 @@ fn text(path: &Path) -> io::Result<Vec<u8>> {
 fn parse(text: &[u8]) -> Result<(VmConfig, Vec<String>), serde_json::Error> {
     let mut unknown = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(text);
-    let config = serde_ignored::deserialize(&mut json, |path| unknown.push(path.to_string()))?;
+    let Object(config) = serde_ignored::deserialize(&mut json, |path| unknown.push(path.to_string()))?;
     json.end()?;
     Ok((config, unknown))
 }
@@ -66,9 +66,17 @@ mod tests {
 
     #[test]
     fn what_is_no_configuration_is_refused() {
-        for text in
-            ["", "{", "true", "7", "{} {}", r#"{"cpus":null}"#, r#"{"cpus":{"boot_vcpus":-1,"max_vcpus":1}}"#]
-        {
+        for text in [
+            "",
+            "{",
+            "true",
+            "7",
+            "[]",
+            "[{}]",
+            "{} {}",
+            r#"{"cpus":null}"#,
+            r#"{"cpus":{"boot_vcpus":-1,"max_vcpus":1}}"#,
+        ] {
             assert!(parse(text.as_bytes()).is_err(), "{text}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error};
 use serde_json::value::RawValue;
 
 use super::{Chain, MemoryTable, PAGE_SIZE, SnapshotError};
@@ -146,6 +146,10 @@ impl Manifest {
 /// What is in the envelope, if its checksum is right.
 fn opened(text: &[u8], path: &Path) -> Result<Envelope, SnapshotError> {
     let form = |source| SnapshotError::Form { path: path.to_owned(), source };
+    // Serde would read its members from a list, too.
+    if text.trim_ascii_start().starts_with(b"[") {
+        return Err(form(serde_json::Error::custom("a list, and an object is expected")));
+    }
     let envelope: Envelope = serde_json::from_slice(text).map_err(form)?;
     let found = crc32c::crc32c(envelope.manifest.get().as_bytes());
     if found == envelope.root {

@@ -194,6 +194,17 @@ fn manifests_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn a_manifest_in_a_list_is_refused() {
+    let target = written();
+    let path = target.path().join(MANIFEST);
+    let text = fs::read_to_string(&path).unwrap();
+    let (root, manifest) = text.strip_prefix("{\"root\":").unwrap().split_once(",\"manifest\":").unwrap();
+    fs::write(&path, format!(" [{root},{}]", manifest.strip_suffix('}').unwrap())).unwrap();
+    let said = refusal(target.path());
+    assert!(said.contains(MANIFEST) && said.contains("an object is expected"), "{said}");
+}
+
+#[test]
 fn a_section_that_is_there_twice_is_refused() {
     let target = TempDir::new().unwrap();
     write(target.path(), &[section("a"), section("b"), section("a")]).unwrap();

@@ -388,7 +388,8 @@ fn give_generation(layout: &Layout, memory: &GuestMemory) -> Result<bool, Restor
 /// The configuration now, and what was edited of it.
 fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), RestoreError> {
     let form = |source| RestoreError::Form { what: "config.json", source };
-    let said: wire::VmConfig = serde_json::from_str(&snapshot.config).map_err(form)?;
+    let wire::Object(said) =
+        serde_json::from_str::<wire::Object<wire::VmConfig>>(&snapshot.config).map_err(form)?;
     let saved: wire::VmConfig = read("the configuration in manifest.json", &snapshot.manifest.config)?;
     if said == saved {
         return Ok((said, Vec::new()));

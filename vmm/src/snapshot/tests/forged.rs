@@ -2,9 +2,12 @@
 //! for it. The golden snapshot's disk and serial port are not where its configuration says, so whatever opens one of
 //! them first says that, and not what is wrong.
 
+use std::fs;
+
 use arch::x86_64::compat;
 use hypervisor::{Capabilities, fake::capable, x86_64::CpuidEntry};
 use serde_json::json;
+use vm_migration::snapshot::CONFIG;
 
 use super::{
     super::{Request, Verify},
@@ -41,6 +44,17 @@ fn a_newer_format_is_refused_by_its_number_and_its_writer() {
     });
     let said = refusal(&golden);
     assert!(said.contains("snapshot format 1000 (written by cumulet 9.0)"), "{said}");
+}
+
+#[test]
+fn a_configuration_in_a_list_is_refused_by_the_name_of_its_file() {
+    let golden = Golden::unpacked();
+    let good = fs::read_to_string(golden.file(CONFIG)).unwrap();
+    for text in ["[]", "[ ]", "[[]]", &format!("[{good}]")] {
+        fs::write(golden.file(CONFIG), text).unwrap();
+        let said = refusal(&golden);
+        assert!(said.contains(CONFIG) && said.contains("expected an object"), "{text}: {said}");
+    }
 }
 
 #[test]
