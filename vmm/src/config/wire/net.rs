@@ -32,6 +32,18 @@ fn random_address() -> wire::MacAddress {
     wire::MacAddress([GIVEN_PREFIX, a, b, c, d, e])
 }
 
+/// Neither a Linux guest nor the host's kernel brings an interface up that has an address of another kind.
+fn check_station(address: Option<wire::MacAddress>) -> Result<(), String> {
+    match address {
+        // The bit that makes it the address of a group (IEEE 802.3, 3.2.3); broadcast has it too.
+        Some(address) if address.0[0] & 1 != 0 => {
+            Err(format!("{address}: the address of a group, and one station's is expected"))
+        }
+        Some(address) if address.0 == [0; 6] => Err(format!("{address}: no station's address")),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn resolve(said: &wire::NetConfig) -> Result<NetConfig, ConfigError> {
     let id = said.id.clone().unwrap_or_default();
     if said.vhost_socket.is_some() && !said.vhost_user {
@@ -45,6 +57,9 @@ pub(super) fn resolve(said: &wire::NetConfig) -> Result<NetConfig, ConfigError> 
     if said.num_queues < 2 || !said.num_queues.is_multiple_of(2) {
         let what = format!("num_queues {}: pairs of a receive and a transmit queue", said.num_queues);
         return Err(wrong(&id, what));
+    }
+    for (key, address) in [("mac", said.mac), ("host_mac", said.host_mac)] {
+        check_station(address).map_err(|what| wrong(&id, format!("{key} {what}")))?;
     }
     let announced = said.fds.as_ref().map_or(0, Vec::len);
     let received = said.descriptors.0.len();

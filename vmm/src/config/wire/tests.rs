@@ -270,6 +270,13 @@ fn what_is_invalid_is_named() {
         (net(json!({ "num_queues": 3 })), "num_queues 3"),
         (net(json!({ "num_queues": 4 })), "2 queue pairs"),
         (net(json!({ "mtu": 1279 })), "mtu 1279"),
+        (net(json!({ "mac": "2f:00:00:00:00:01" })), "_net0: mac 2f:00:00:00:00:01: the address of a group"),
+        (net(json!({ "mac": "00:00:00:00:00:00" })), "_net0: mac 00:00:00:00:00:00: no station's"),
+        (
+            net(json!({ "host_mac": "ff:ff:ff:ff:ff:ff" })),
+            "_net0: host_mac ff:ff:ff:ff:ff:ff: the address of a group",
+        ),
+        (net(json!({ "host_mac": "00:00:00:00:00:00" })), "_net0: host_mac 00:00:00:00:00:00: no station's"),
         (net(json!({ "tap": "a-name-that-is-too-long" })), "a-name-that-is-too-long"),
         (net(json!({ "offload_csum": false })), "offload_csum"),
         (json!({ "serial": { "mode": "File" } }), "serial: mode File needs a file"),
