@@ -103,8 +103,8 @@ impl Connection {
         }
     }
 
-    /// A packet of the guest's. Only [`Received::Bytes`] is followed by [`keep`](Self::keep) or
-    /// [`pass`](Self::pass).
+    /// A packet of the guest's. Only [`Received::Bytes`] is followed by [`keep`](Self::keep), for what the host does not
+    /// take at once.
     pub fn receive(&mut self, header: &Header) -> Received {
         if header.operation == operation::RST {
             return Received::Ended;

@@ -2,8 +2,8 @@
 //! connections, and the host's end of each.
 //!
 //! A place is taken by each program of the host that is connected to us: from when it says whom it wants
-//! ([`Place::Calling`]), over the connection ([`Place::Linked`]), until what the guest has said last was taken
-//! ([`Place::Leaving`]). Places that have something to say to the guest take turns, one packet a turn.
+//! (`Place::Calling`), over the connection (`Place::Linked`), until what the guest has said last was taken
+//! (`Place::Leaving`). Places that have something to say to the guest take turns, one packet a turn.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -117,7 +117,7 @@ pub struct Switch<H: Host> {
     places: Vec<Option<Place<H::Stream>>>,
     free: Vec<usize>,
     linked: BTreeMap<Ports, usize>,
-    /// Those of [`Place::Calling`], the first to come first.
+    /// Those of `Place::Calling`, the first to come first.
     calling: VecDeque<usize>,
     /// Those that have something to say to the guest.
     turns: VecDeque<usize>,
