@@ -631,5 +631,5 @@ fn is_a_static_elf_at_a_fixed_address() {
             _ => {}
         }
     }
-    assert!((1..160 << 10).contains(&image_bytes), "{image_bytes} bytes to load");
+    assert!((1..192 << 10).contains(&image_bytes), "{image_bytes} bytes to load");
 }
