@@ -89,7 +89,7 @@ fn table(head: &str, rows: &[String]) {
 }
 
 /// From the request until the machine ran.
-fn running(restored: &Restored) -> Option<Duration> {
+pub fn running(restored: &Restored) -> Option<Duration> {
     let line = restored.report.lines().find(|line| line.starts_with("restored "))?;
     milliseconds(line.rsplit_once(" in ")?.1)
 }
@@ -106,7 +106,7 @@ fn committed(restored: &Restored) -> Option<Duration> {
 }
 
 /// When a phase began, and how long it took.
-fn phase(restored: &Restored, name: &str) -> Option<(Duration, Duration)> {
+pub fn phase(restored: &Restored, name: &str) -> Option<(Duration, Duration)> {
     let (took, start) = restored.report.lines().find_map(|line| {
         let (took, start) = line.trim().strip_prefix(name)?.split_once(" from ")?;
         Some((took, start))

@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "its output is what the program is for")]
 #![expect(clippy::print_stderr, reason = "progress and errors of a command-line program")]
 
+mod builds;
 mod devices;
 mod differences;
 
@@ -26,7 +27,7 @@ const Q35: Contender = Contender::Qemu { machine: "q35" };
 
 /// Memory and how much of it is written, in MiB.
 const MEMORY: [(u64, u64); 6] = [(128, 64), (512, 64), (1024, 64), (1024, 512), (4096, 512), (16384, 64)];
-const USAGE: &str = "usage: bench-restore [RUNS [memory|written|differences|devices]]";
+const USAGE: &str = "usage: bench-restore [RUNS [memory|written|differences|devices|builds OTHER]]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -42,11 +43,13 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> Result<()> {
     let runs: usize = arguments.first().map_or(Ok(10), |runs| runs.parse())?;
     let part = arguments.get(1).map(String::as_str);
-    if runs == 0 || !matches!(part, None | Some("memory" | "written" | "differences" | "devices")) {
-        return Err(USAGE.into());
-    }
     let place = PathBuf::from(format!("/dev/shm/bench-restore-{}", std::process::id()));
-    let measured = measure(runs, part, &place);
+    let measured = match (part, arguments.get(2)) {
+        _ if runs == 0 => return Err(USAGE.into()),
+        (Some("builds"), Some(other)) => builds::measure(runs, Path::new(other), &place),
+        (None | Some("memory" | "written" | "differences" | "devices"), None) => measure(runs, part, &place),
+        _ => return Err(USAGE.into()),
+    };
     let _ = std::fs::remove_dir_all(&place);
     measured
 }

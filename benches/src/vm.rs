@@ -45,6 +45,8 @@ pub enum Contender {
 
 /// The test guest, as it is built for release.
 const TEST_GUEST: &str = "target/release/test-guest";
+/// The program, as it is built for release.
+pub const PROGRAM: &str = "target/release/cumulet";
 /// Size of each disk.
 pub const DISK_BYTES: u64 = 16 << 20;
 
@@ -140,7 +142,7 @@ impl Vm {
     /// # Errors
     /// It cannot be started.
     pub fn restore(snapshot: &Path, keys: &str, control: Option<&Path>) -> Result<Self> {
-        let mut command = restore(snapshot, keys);
+        let mut command = restore(Path::new(PROGRAM), snapshot, keys);
         if let Some(control) = control {
             command.arg("--api-socket").arg(control);
         }
@@ -346,6 +348,18 @@ impl Saved {
         Ok(Restored { time, loading, report: vm.end()? })
     }
 
+    /// The same by another build of this program, whatever the snapshot is of.
+    ///
+    /// # Errors
+    /// It cannot be brought back.
+    pub fn restore_by(&self, program: &Path, order: &str) -> Result<Restored> {
+        let started = Instant::now();
+        let mut vm = Vm::start(&mut restore(program, &self.place.join("snapshot"), ""))?;
+        vm.obey(order)?;
+        let time = started.elapsed();
+        Ok(Restored { time, loading: None, report: vm.end()? })
+    }
+
     /// Has QEMU, which waits for it, take the state, and run; how long that took. Cumulet does so by itself.
     fn take_state(&self) -> Result<Option<Duration>> {
         if !matches!(self.contender, Contender::Qemu { .. }) {
@@ -383,7 +397,8 @@ impl Saved {
     fn command(&self, more: &str) -> Command {
         match &self.contender {
             Contender::Cumulet { keys, options } => {
-                let mut command = restore(&self.place.join("snapshot"), &format!("{keys}{more}"));
+                let snapshot = self.place.join("snapshot");
+                let mut command = restore(Path::new(PROGRAM), &snapshot, &format!("{keys}{more}"));
                 command.args(*options);
                 command
             }
@@ -396,8 +411,8 @@ impl Saved {
     }
 }
 
-fn restore(snapshot: &Path, keys: &str) -> Command {
-    let mut command = Command::new("target/release/cumulet");
+fn restore(program: &Path, snapshot: &Path, keys: &str) -> Command {
+    let mut command = Command::new(program);
     let source = format!("source_url=file://{},resume=on", snapshot.display());
     command.args(["--restore", &format!("{source}{keys}"), "--report"]);
     command
@@ -453,7 +468,7 @@ fn boot(contender: &Contender, shape: &Shape, place: &Path, kernel: &Path) -> Co
     let control = place.join("control");
     match contender {
         Contender::Cumulet { .. } => {
-            let mut command = Command::new("target/release/cumulet");
+            let mut command = Command::new(PROGRAM);
             command.arg("--api-socket").arg(control).arg("--kernel").arg(kernel);
             command.args(["--serial", "tty", "--console", "off"]);
             command.args(["--debug-exit", "0x501", "--cpus", &format!("boot={vcpus}")]);
