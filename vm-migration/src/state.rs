@@ -5,9 +5,9 @@
 //! comes from files and peers and is hostile: an unknown kind or version, or a field that does not
 //! fit, is a [`LoadError`] that names the section and the field.
 
-use std::fmt;
+use std::{fmt, ops::Range, sync::Arc};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::Error as _};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -48,7 +48,59 @@ pub struct Section {
     /// [`State::VERSION`] of the writer.
     pub version: u32,
     /// The content, as JSON text.
-    pub state: Box<RawValue>,
+    pub state: Content,
+}
+
+/// JSON text: by itself, or a piece of the text that all sections of a snapshot are in.
+#[derive(Clone, Debug)]
+pub struct Content(Text);
+
+#[derive(Clone, Debug)]
+enum Text {
+    /// Known to be JSON.
+    Own(Box<RawValue>),
+    /// Whether it is JSON is found out by whoever reads it.
+    Piece { of: Arc<String>, range: Range<usize> },
+}
+
+impl Content {
+    /// A piece of a longer text. `None` where there is no such piece: `range` is not within `of`, or cuts a character.
+    pub(crate) fn piece(of: &Arc<String>, range: Range<usize>) -> Option<Self> {
+        of.get(range.clone())?;
+        Some(Self(Text::Piece { of: Arc::clone(of), range }))
+    }
+
+    /// The text.
+    pub fn get(&self) -> &str {
+        match &self.0 {
+            Text::Own(text) => text.get(),
+            // It was there when the piece was made.
+            Text::Piece { of, range } => of.get(range.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Box<RawValue>> for Content {
+    fn from(text: Box<RawValue>) -> Self {
+        Self(Text::Own(text))
+    }
+}
+
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Text::Own(text) => text.serialize(serializer),
+            Text::Piece { .. } => {
+                serde_json::from_str::<&RawValue>(self.get()).map_err(S::Error::custom)?.serialize(serializer)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::deserialize(deserializer).map(|text| Self(Text::Own(text)))
+    }
 }
 
 impl Section {
@@ -62,7 +114,7 @@ impl Section {
             kind: S::KIND,
             source,
         })?;
-        Ok(Self { id: id.to_owned(), kind: S::KIND.to_owned(), version: S::VERSION, state })
+        Ok(Self { id: id.to_owned(), kind: S::KIND.to_owned(), version: S::VERSION, state: state.into() })
     }
 
     /// Reads the state out of a section, upgrading an older version.
@@ -238,7 +290,7 @@ mod tests {
             id: "rtc0".into(),
             kind: kind.into(),
             version,
-            state: RawValue::from_string(json.into()).unwrap(),
+            state: RawValue::from_string(json.into()).unwrap().into(),
         }
     }
 

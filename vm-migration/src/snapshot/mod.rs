@@ -27,6 +27,7 @@ mod memory;
 mod read;
 mod runs;
 mod saved;
+mod split;
 mod target;
 #[cfg(test)]
 mod tests;

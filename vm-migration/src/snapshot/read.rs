@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
@@ -15,7 +16,7 @@ use rustix::{
 
 use super::{
     Ancestor, CONFIG, FileDigest, MANIFEST, MEMORY, Manifest, MemoryFile, STATE, SavedMemory, SectionDigest,
-    SnapshotError,
+    SnapshotError, split::split,
 };
 use crate::state::{LoadError, Section};
 
@@ -170,11 +171,18 @@ fn sections(
             expected: expected.size,
         });
     }
-    let whole = !verify || FileDigest::of(&text) == expected;
+    let digest = verify.then(|| FileDigest::of(&text));
     let form = |source| SnapshotError::Form { path: path.to_owned(), source };
-    let listed: Vec<Section> = serde_json::from_slice(&text).map_err(form)?;
-    if !whole {
-        return Err(name_damage(path, &listed, manifest, FileDigest::of(&text)));
+    let listed: Vec<Section> = match String::from_utf8(text).map(Arc::new) {
+        Ok(text) => match split(&text) {
+            Some(listed) => listed,
+            None => serde_json::from_str(&text).map_err(form)?,
+        },
+        // It says where.
+        Err(error) => serde_json::from_slice(error.as_bytes()).map_err(form)?,
+    };
+    if let Some(found) = digest.filter(|digest| *digest != expected) {
+        return Err(name_damage(path, &listed, manifest, found));
     }
     let ids: BTreeSet<&str> = listed.iter().map(|section| section.id.as_str()).collect();
     if let Some(id) = first_twice(&listed) {

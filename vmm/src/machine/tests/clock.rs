@@ -31,7 +31,7 @@ fn an_hour_later(bench: &Bench, mut sections: Vec<Section>, policy: ClockPolicy)
     let realtime_ns = Some(u64::try_from(paused.as_nanos()).unwrap());
     let clock = VmClock { guest_ns: 1, realtime_ns, host_tsc: None };
     for section in sections.iter_mut().filter(|section| section.id == "__clock") {
-        section.state = to_raw_value(&clock).unwrap();
+        section.state = to_raw_value(&clock).unwrap().into();
     }
     let sections: BTreeMap<_, _> =
         sections.into_iter().map(|section| (section.id.clone(), section)).collect();

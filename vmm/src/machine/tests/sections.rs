@@ -88,7 +88,7 @@ fn the_device_behind_a_function_is_looked_at_too() {
         let with = |by: &str| {
             let text = state[id].state.get();
             assert!(text.contains(&device), "{text}");
-            let changed = RawValue::from_string(text.replacen(&device, by, 1)).unwrap();
+            let changed = RawValue::from_string(text.replacen(&device, by, 1)).unwrap().into();
             let mut sections = state.clone();
             sections.insert(id.into(), Section { state: changed, ..state[id].clone() });
             refusal(&sections, &layout)
