@@ -36,6 +36,8 @@ struct Content {
     stop: bool,
     /// The thread stands still: it is waiting here, or has ended.
     parked: bool,
+    /// The thread was last sent into its guest. Only then it must be got out of there to look.
+    entered: bool,
     jobs: VecDeque<Job>,
     kicker: Option<Box<dyn VcpuKicker>>,
 }
@@ -75,6 +77,7 @@ impl Mailbox {
     /// What to do next; waits while there is nothing. Called by the vCPU thread.
     pub(super) fn look(&self) -> Next {
         let mut content = self.content.lock();
+        content.entered = false;
         loop {
             if content.stop {
                 return Next::Stop;
@@ -84,6 +87,7 @@ impl Mailbox {
             }
             if content.running {
                 content.parked = false;
+                content.entered = true;
                 self.attention.store(false, Ordering::Release);
                 return Next::Run;
             }
@@ -151,7 +155,7 @@ impl Mailbox {
         change(&mut content);
         self.attention.store(true, Ordering::Release);
         self.work.notify_all();
-        if let (false, Some(kicker)) = (content.parked, &content.kicker) {
+        if let (true, Some(kicker)) = (content.entered, &content.kicker) {
             kicker.kick();
         }
     }
@@ -180,5 +184,48 @@ pub(super) struct EndGuard(pub(super) Arc<Mailbox>);
 impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Kicks(Arc<AtomicUsize>);
+
+    impl VcpuKicker for Kicks {
+        fn kick(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn only_a_vcpu_that_was_sent_into_its_guest_is_got_out_of_there() {
+        let (mailbox, kicks) = (Mailbox::new(0), Arc::new(AtomicUsize::new(0)));
+        let kicks_so_far = || kicks.load(Ordering::SeqCst);
+        mailbox.set_kicker(Box::new(Kicks(Arc::clone(&kicks))));
+        // It has not come so far as to wait for this.
+        mailbox.set_running(true);
+        assert_eq!(kicks_so_far(), 0);
+        assert!(matches!(mailbox.look(), Next::Run));
+        assert!(!mailbox.wants_attention());
+        mailbox.set_running(false);
+        assert_eq!(kicks_so_far(), 1);
+        assert!(mailbox.wants_attention());
+        // It does one job, and sees the next when it looks again.
+        let _ = mailbox.ask(|_: &dyn Vcpu| ());
+        assert_eq!(kicks_so_far(), 2);
+        assert!(matches!(mailbox.look(), Next::Job(_)));
+        let _ = mailbox.ask(|_: &dyn Vcpu| ());
+        mailbox.set_running(true);
+        assert_eq!(kicks_so_far(), 2);
+        assert!(matches!(mailbox.look(), Next::Job(_)));
+        assert!(matches!(mailbox.look(), Next::Run));
+        mailbox.stop();
+        assert_eq!(kicks_so_far(), 3);
+        assert!(matches!(mailbox.look(), Next::Stop));
     }
 }
