@@ -4,7 +4,7 @@
 //! interrupt controllers and the vCPUs made after them, because a slot call that follows such a registration waits for a
 //! grace period. A restore does that beside opening and loading the devices.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 use address_manager::{
     AddressManager, HandlerRange, IoSpace, Owner, Route, Transaction, Window, WindowKind, Windows,
@@ -30,7 +30,7 @@ use super::{
     sinks::{Interrupts, RequestQueue},
 };
 use crate::{
-    config::{ConfigError, VmConfig},
+    config::{ConfigError, DeviceConfig, VmConfig},
     cpu::{VcpuPlan, VcpuStart, Vcpus},
     layout::{Layout, LayoutError, SegmentLayout},
     memory::{GuestMemory, content::Tally},
@@ -202,11 +202,25 @@ impl Peripherals {
             image_locks: ImageLocks::Now,
             persistent,
         };
-        let wanted: Vec<_> = layout.devices.iter().zip(&config.devices).collect();
-        let attached = parallel::map(&wanted, DEVICES_PER_THREAD, |(device, config)| {
-            attach::attach(config, device, &context)
-                .map_err(|source| BuildError::Attach { id: device.id.clone(), source })
+        let wanted = layout.devices.iter().zip(&config.devices).enumerate();
+        // The host has one lock for all its network interfaces: threads that wait for it at the same time keep processors
+        // busy, and the guest's are being made meanwhile.
+        let (networks, others): (Vec<_>, Vec<_>) =
+            wanted.partition(|(_, (_, config))| matches!(config, DeviceConfig::Net(_)));
+        let turns: Vec<Vec<_>> = iter::once(networks)
+            .filter(|networks| !networks.is_empty())
+            .chain(others.into_iter().map(|other| vec![other]))
+            .collect();
+        let attached = parallel::map(&turns, DEVICES_PER_THREAD, |turn| {
+            let each = turn.iter().map(|(number, (device, config))| {
+                let attached = attach::attach(config, device, &context)
+                    .map_err(|source| BuildError::Attach { id: device.id.clone(), source })?;
+                Ok((*number, attached))
+            });
+            each.collect::<Result<Vec<_>, BuildError>>()
         })?;
+        let attached: BTreeMap<usize, Attached> = attached.into_iter().flatten().collect();
+        let attached = attached.into_values();
         let mut devices = Vec::with_capacity(layout.devices.len());
         for (device, Attached { device: attached, control }) in layout.devices.iter().zip(attached) {
             let segment =
