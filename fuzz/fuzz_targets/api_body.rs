@@ -57,7 +57,7 @@ fn read<T>(body: &[u8]) -> Option<T>
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + Debug,
 {
-    let said: T = serde_json::from_slice(body).ok()?;
+    let wire::Objects(said) = serde_json::from_slice::<wire::Objects<T>>(body).ok()?;
     let written = serde_json::to_value(&said).expect("a body of JSON has text alone");
     assert_eq!(serde_json::from_value::<T>(written).expect("it was read before"), said);
     Some(said)

@@ -22,7 +22,7 @@ mod memory;
 mod migration;
 mod net;
 mod numa;
-mod object;
+mod objects;
 mod payload;
 mod pci;
 mod platform;
@@ -55,7 +55,7 @@ pub use self::{
     },
     net::{BadMacAddress, Descriptors, MacAddress, NetConfig, VhostMode},
     numa::{NumaConfig, NumaDistance},
-    object::Object,
+    objects::Objects,
     payload::{FwCfgConfig, FwCfgItem, FwCfgItemList, PayloadConfig},
     pci::{PciDevice, PciSegmentConfig},
     platform::{LandlockConfig, PlatformConfig},

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use api_client::wire::{Object, VmConfig};
+use api_client::wire::{Objects, VmConfig};
 
 use super::OptionError;
 
@@ -45,7 +45,7 @@ fn text(path: &Path) -> io::Result<Vec<u8>> {
 fn parse(text: &[u8]) -> Result<(VmConfig, Vec<String>), serde_json::Error> {
     let mut unknown = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(text);
-    let Object(config) = serde_ignored::deserialize(&mut json, |path| unknown.push(path.to_string()))?;
+    let Objects(config) = serde_ignored::deserialize(&mut json, |path| unknown.push(path.to_string()))?;
     json.end()?;
     Ok((config, unknown))
 }
@@ -73,6 +73,8 @@ mod tests {
             "7",
             "[]",
             "[{}]",
+            r#"{"cpus":[1,2]}"#,
+            r#"{"disks":[["/d"]]}"#,
             "{} {}",
             r#"{"cpus":null}"#,
             r#"{"cpus":{"boot_vcpus":-1,"max_vcpus":1}}"#,

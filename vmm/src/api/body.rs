@@ -1,6 +1,6 @@
 //! Bodies of requests: JSON into the wire types, and what in it nobody knows.
 
-use api_client::wire::Object;
+use api_client::wire::Objects;
 use serde::de::DeserializeOwned;
 use serde_ignored::Path;
 
@@ -27,13 +27,14 @@ pub(super) struct Unknown {
 /// Reads a body. With `strict`, a field that nobody knows is refused.
 ///
 /// # Errors
-/// The answer: it holds more than any client sends, is no JSON object, or not of that type.
+/// The answer: it holds more than any client sends, is no JSON object, has a list for a structure, or is not of that
+/// type.
 pub(super) fn read<T: DeserializeOwned>(body: &[u8], strict: bool) -> Result<(T, Unknown), Response> {
     bounds::check(body).map_err(|error| cannot_read(&error.to_string(), "body-too-large"))?;
     let mut unknown = Unknown::default();
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_ignored::deserialize(&mut json, |path| unknown.add(&path))
-        .and_then(|Object(value)| json.end().map(|()| value));
+        .and_then(|Objects(value)| json.end().map(|()| value));
     let value = value.map_err(|error| cannot_read(&error.to_string(), "invalid-json"))?;
     match unknown.first.first() {
         Some(field) if strict => Err(cannot_read(&format!("unknown field `{field}`"), "unknown-field")),
@@ -138,8 +139,14 @@ mod tests {
             let said: Vec<String> = serde_json::from_slice(refused.body()).unwrap();
             assert_eq!(said[0], "Failed to deserialize JSON");
             assert!(said[1].contains(" column "), "{said:?}");
-            assert!(!body.starts_with('[') || said[1].contains("expected an object"), "{said:?}");
+            assert!(
+                !body.starts_with('[') || said[1].starts_with("a list, where an object is expected"),
+                "{said:?}"
+            );
         }
+        let refused = read::<wire::VmConfig>(br#"{"memory":{"size":1},"cpus":[1,2]}"#, false).unwrap_err();
+        let said: Vec<String> = serde_json::from_slice(refused.body()).unwrap();
+        assert_eq!(said[1], "cpus: a list, where an object is expected at line 1 column 29");
         assert!(read::<wire::VmConfig>(b"\"\xff\"", false).is_err());
         for body in [&deep, &known, &deeper] {
             let refused = read::<wire::VmConfig>(body.as_bytes(), false).unwrap_err();

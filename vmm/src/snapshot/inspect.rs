@@ -153,8 +153,8 @@ impl Opened {
     pub fn inspect(&self) -> Result<Inspection, RestoreError> {
         let (directory, snapshot) = (&self.request.source, &self.snapshot);
         let manifest = &snapshot.manifest;
-        let layout: Layout = read("the layout", &manifest.layout)?;
-        let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
+        let layout: Layout = read("the layout", manifest.layout.get())?;
+        let cpu: Vec<CpuidEntry> = read("CPU identification", manifest.cpu.get())?;
         Ok(Inspection {
             directory: directory.to_owned(),
             format: manifest.format,

@@ -6,7 +6,6 @@ use api_client::wire;
 use arch::x86_64::layout::GENERATION_ID_SIZE;
 use hypervisor::{HypervisorError, x86_64::CpuidEntry};
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use thiserror::Error;
 use vm_migration::snapshot::{CONFIG, ChunkError, SavedMemory, Snapshot, SnapshotError};
 
@@ -246,8 +245,8 @@ impl Opened {
         let checked = phases.time("check", || {
             let config = VmConfig::from_wire(&mut said, &mut ids)?;
             let manifest = &snapshot.manifest;
-            let layout: Layout = read("the layout", &manifest.layout)?;
-            let cpu: Vec<CpuidEntry> = read("CPU identification", &manifest.cpu)?;
+            let layout: Layout = read("the layout", manifest.layout.get())?;
+            let cpu: Vec<CpuidEntry> = read("CPU identification", manifest.cpu.get())?;
             let supported = supported().map_err(BuildError::from)?;
             Machine::check_restore(&config, host, &layout, &cpu, &supported, snapshot.sections())?;
             let flash = Flash::again(&config, &layout, snapshot.sections()).map_err(BuildError::from)?;
@@ -387,19 +386,25 @@ fn give_generation(layout: &Layout, memory: &GuestMemory) -> Result<bool, Restor
 
 /// The configuration now, and what was edited of it.
 fn configuration(snapshot: &Snapshot) -> Result<(wire::VmConfig, Vec<String>), RestoreError> {
-    let form = |source| RestoreError::Form { what: "config.json", source };
-    let wire::Object(said) =
-        serde_json::from_str::<wire::Object<wire::VmConfig>>(&snapshot.config).map_err(form)?;
-    let saved: wire::VmConfig = read("the configuration in manifest.json", &snapshot.manifest.config)?;
+    let said: wire::VmConfig = read(CONFIG, &snapshot.config)?;
+    let saved = snapshot.manifest.config.get();
+    if snapshot.config == saved {
+        return Ok((said, Vec::new()));
+    }
+    let saved: wire::VmConfig = read("the configuration in manifest.json", saved)?;
     if said == saved {
         return Ok((said, Vec::new()));
     }
+    let form = |source| RestoreError::Form { what: CONFIG, source };
     let value = |config: &wire::VmConfig| serde_json::to_value(config).map_err(form);
     let edited = edits(&value(&saved)?, &value(&said)?)?;
     log::info!("{CONFIG}: edited since the snapshot: {}", edited.join(", "));
     Ok((said, edited))
 }
 
-pub(super) fn read<T: DeserializeOwned>(what: &'static str, text: &RawValue) -> Result<T, RestoreError> {
-    serde_json::from_str(text.get()).map_err(|source| RestoreError::Form { what, source })
+/// A part of a snapshot: lists are no structures, as in a request.
+pub(super) fn read<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, RestoreError> {
+    let wire::Objects(part) =
+        serde_json::from_str(text).map_err(|source| RestoreError::Form { what, source })?;
+    Ok(part)
 }

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api_client::wire::{self, RestoreOverride, RestoredNetConfig};
+use api_client::wire::{self, Objects, RestoreOverride, RestoredNetConfig};
 use clap::ArgMatches;
 use hypervisor::HypervisorKind;
 use serde_json::{Value, json};
@@ -209,5 +209,6 @@ fn overrides(path: &Path) -> Result<Vec<RestoreOverride>, LocalError> {
     } else {
         fs::read(path)
     };
-    serde_json::from_slice(&text.map_err(failed)?).map_err(LocalError::Overrides)
+    let Objects(overrides) = serde_json::from_slice(&text.map_err(failed)?).map_err(LocalError::Overrides)?;
+    Ok(overrides)
 }

@@ -162,6 +162,9 @@ fn what_this_host_lacks_is_told_all_at_once() {
 
     fs::write(&file, "{}").unwrap();
     assert!(told(&words).unwrap_err().messages()[0].starts_with("--overrides: a list"));
+    fs::write(&file, r#"[["_disk0","/elsewhere"]]"#).unwrap();
+    let said = told(&words).unwrap_err().messages().join(": ");
+    assert!(said.contains("0: a list, where an object is expected"), "{said}");
     fs::remove_file(&file).unwrap();
     assert!(told(&words).unwrap_err().messages()[0].starts_with("--overrides: cannot read"));
 }

@@ -6,7 +6,7 @@ use std::fs;
 
 use arch::x86_64::compat;
 use hypervisor::{Capabilities, fake::capable, x86_64::CpuidEntry};
-use serde_json::json;
+use serde_json::{Value, json};
 use vm_migration::snapshot::CONFIG;
 
 use super::{
@@ -53,8 +53,34 @@ fn a_configuration_in_a_list_is_refused_by_the_name_of_its_file() {
     for text in ["[]", "[ ]", "[[]]", &format!("[{good}]")] {
         fs::write(golden.file(CONFIG), text).unwrap();
         let said = refusal(&golden);
-        assert!(said.contains(CONFIG) && said.contains("expected an object"), "{text}: {said}");
+        assert!(
+            said.contains(CONFIG) && said.contains(": a list, where an object is expected"),
+            "{text}: {said}"
+        );
     }
+}
+
+#[test]
+fn lists_for_structures_are_refused_by_their_place() {
+    let golden = Golden::unpacked();
+    let good = fs::read_to_string(golden.file(CONFIG)).unwrap();
+    for (place, list) in [("/cpus", "cpus"), ("/disks/0", "disks.0"), ("/rng", "rng")] {
+        let mut config: Value = serde_json::from_str(&good).unwrap();
+        let structure = config.pointer_mut(place).unwrap();
+        *structure = structure.as_object().unwrap().values().cloned().collect();
+        fs::write(golden.file(CONFIG), config.to_string()).unwrap();
+        let said = refusal(&golden);
+        let expected = format!("config.json of the snapshot cannot be understood: {list}: a list, where an");
+        assert!(said.contains(&expected), "{said}");
+    }
+
+    let golden = Golden::unpacked();
+    golden.forge_manifest(|manifest| {
+        let device = &mut manifest["layout"]["devices"][0];
+        *device = device.as_object().unwrap().values().cloned().collect();
+    });
+    let said = refusal(&golden);
+    assert!(said.contains("the layout of the snapshot cannot be understood: devices.0: a list"), "{said}");
 }
 
 #[test]
