@@ -12,6 +12,7 @@
 mod timer;
 
 use std::{
+    cell::Cell,
     fmt, io,
     os::fd::AsRawFd,
     sync::{
@@ -52,6 +53,9 @@ pub trait Job: Send + 'static {
     /// A source is ready.
     fn ready(&mut self, source: u32, poller: &Poller);
 
+    /// The time has come that the job [wanted to hear of](Poller::set_alarm). It has to set the next one itself.
+    fn alarm(&mut self, _poller: &Poller) {}
+
     /// Takes no new request until [`look`](Self::look) is called, and says whether none is in flight. Called
     /// again after each [`ready`](Self::ready) until it is so.
     fn quiesce(&mut self) -> bool {
@@ -66,6 +70,7 @@ pub trait Job: Send + 'static {
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
+    alarm: Cell<Option<Instant>>,
 }
 
 /// Source number of the worker's own wake-up.
@@ -75,7 +80,7 @@ impl Poller {
     fn new(wake: &EventFd) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
-        Ok(Self { epoll })
+        Ok(Self { epoll, alarm: Cell::new(None) })
     }
 
     /// Waits for `fd` to become readable.
@@ -110,14 +115,38 @@ impl Poller {
         }
     }
 
-    fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+    /// The job hears of it when it is so late ([`Job::alarm`]), once, or not at all with `None`. There is one alarm: this
+    /// takes the place of the last. It costs neither a descriptor nor a system call, and is not heard by a thread that
+    /// is paused or about to be; one whose time passes meanwhile is heard after the look that follows.
+    pub fn set_alarm(&self, at: Option<Instant>) {
+        self.alarm.set(at);
+    }
+
+    /// Whether it is time; then the alarm is not set any more.
+    fn take_alarm(&self) -> bool {
+        // Without an alarm, as most of the time, nobody asks for the time.
+        let rings = self.alarm.get().is_some_and(|at| at <= Instant::now());
+        if rings {
+            self.alarm.set(None);
+        }
+        rings
+    }
+
+    /// Waits until something is ready, or it is `until`.
+    fn wait(&self, until: Option<Instant>, events: &mut [EpollEvent]) -> io::Result<usize> {
         loop {
-            match self.epoll.wait(-1, events) {
+            match self.epoll.wait(until.map_or(-1, ms_until), events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
         }
     }
+}
+
+/// Milliseconds until then: not less, so that nobody who waits for them is early and has to wait again.
+fn ms_until(at: Instant) -> i32 {
+    let left = at.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
 }
 
 /// The place of one queue in a job: the queue may be stopped and started alone.
@@ -439,7 +468,8 @@ impl<J: Job> Shared<J> {
                     continue;
                 }
             }
-            let count = match poller.wait(&mut events) {
+            let until = poller.alarm.get().filter(|_| !quiet);
+            let count = match poller.wait(until, &mut events) {
                 Ok(count) => count,
                 Err(problem) => return self.job.lock().fail(&problem),
             };
@@ -452,6 +482,9 @@ impl<J: Job> Shared<J> {
                 } else if let Ok(source) = u32::try_from(event.data()) {
                     self.job.lock().ready(source, poller);
                 }
+            }
+            if !quiet && poller.take_alarm() {
+                self.job.lock().alarm(poller);
             }
         }
     }

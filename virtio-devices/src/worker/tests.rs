@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::*;
 
+const BETWEEN_ALARMS: Duration = Duration::from_millis(5);
+
 /// Counts what happens to it; tells a channel of each look.
 struct Counter {
     event: Arc<EventFd>,
@@ -12,6 +14,11 @@ struct Counter {
 struct Seen {
     looks: AtomicU32,
     readies: AtomicU32,
+    alarms: AtomicU32,
+    /// Every alarm sets the next one.
+    alarmed: AtomicBool,
+    /// Its source stays ready.
+    restless: AtomicBool,
     in_flight: AtomicBool,
     failed: AtomicBool,
     moved: Mutex<()>,
@@ -39,13 +46,23 @@ impl Job for Counter {
         poller.add(&*self.event, 7)
     }
 
-    fn look(&mut self, _poller: &Poller) {
+    fn look(&mut self, poller: &Poller) {
+        if self.seen.alarmed.load(Ordering::SeqCst) {
+            poller.set_alarm(Some(Instant::now() + BETWEEN_ALARMS));
+        }
         self.seen.note(&self.seen.looks);
+    }
+
+    fn alarm(&mut self, poller: &Poller) {
+        self.seen.note(&self.seen.alarms);
+        self.look(poller);
     }
 
     fn ready(&mut self, source: u32, _poller: &Poller) {
         assert_eq!(source, 7);
-        consume(&self.event);
+        if !self.seen.restless.load(Ordering::SeqCst) {
+            consume(&self.event);
+        }
         self.seen.in_flight.store(false, Ordering::SeqCst);
         self.seen.note(&self.seen.readies);
     }
@@ -153,6 +170,46 @@ fn pausing_and_resuming_in_haste_loses_nothing() {
     let before = seen.readies.load(Ordering::SeqCst);
     signal(&event);
     seen.until(|seen| seen.readies.load(Ordering::SeqCst) > before);
+}
+
+#[test]
+fn an_alarm_is_heard_in_time_and_not_in_a_pause() {
+    let (mut worker, _event, seen) = worker();
+    seen.alarmed.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    worker.resume();
+    seen.until(|seen| seen.alarms.load(Ordering::SeqCst) >= 2);
+    assert!(begun.elapsed() >= 2 * BETWEEN_ALARMS);
+    worker.pause().unwrap();
+    let heard = seen.alarms.load(Ordering::SeqCst);
+    std::thread::sleep(4 * BETWEEN_ALARMS);
+    assert_eq!(seen.alarms.load(Ordering::SeqCst), heard);
+    worker.resume();
+    seen.until(|seen| seen.alarms.load(Ordering::SeqCst) > heard);
+}
+
+#[test]
+fn an_alarm_is_heard_once_though_there_is_always_something_ready() {
+    let (mut worker, event, seen) = worker();
+    seen.alarmed.store(true, Ordering::SeqCst);
+    seen.restless.store(true, Ordering::SeqCst);
+    signal(&event);
+    worker.resume();
+    seen.until(|seen| seen.alarms.load(Ordering::SeqCst) >= 2);
+    // The last alarm sets another one, which is the last.
+    seen.alarmed.store(false, Ordering::SeqCst);
+    let heard = seen.alarms.load(Ordering::SeqCst);
+    std::thread::sleep(4 * BETWEEN_ALARMS);
+    assert!(seen.alarms.load(Ordering::SeqCst) <= heard + 1);
+}
+
+#[test]
+fn milliseconds_are_rounded_up_and_bounded() {
+    let now = Instant::now();
+    assert_eq!(ms_until(now), 0);
+    assert!((3_599_000..=3_600_000).contains(&ms_until(now + Duration::from_secs(3600))));
+    assert_eq!(ms_until(now + Duration::from_secs(1 << 32)), i32::MAX);
+    assert!(ms_until(Instant::now() + Duration::from_millis(50)) <= 50);
 }
 
 #[derive(Debug)]
