@@ -5,6 +5,7 @@
 //!   host asks:   Asked --RESPONSE--> Open          guest asks: (REQUEST) --> Open, which owes a RESPONSE
 //!   Asked, Open  --RST, either way--> gone
 //!   Open         --SHUTDOWN of the guest that leaves nothing to be sent or received--> gone, answered by a RST
+//!   Asked, Open with a SHUTDOWN of the host that leaves nothing  --time--> gone, by a RST of the host
 //! ```
 //!
 //! Counts of bytes wrap at 2^32 and are only ever subtracted from each other (virtio 1.3 section 5.10.6.3).
@@ -119,7 +120,7 @@ impl Connection {
             }
             (Phase::Open, operation::RW) => self.receive_bytes(header.len),
             (Phase::Open, operation::SHUTDOWN) => {
-                // Hints are permanent (virtio 1.3 section 5.10.6.6).
+                // Hints are permanent (virtio 1.3 section 5.10.6.5).
                 self.guest_shut |= header.flags & shutdown::BOTH;
                 Received::ShutDown
             }
@@ -229,6 +230,12 @@ impl Connection {
         self.told_shut == shutdown::BOTH
     }
 
+    /// Whether nothing but an answer of the guest's can bring it on: to the host that asks for it, or that neither sends
+    /// nor receives any more. That is so from before the guest is told, which it could put off by taking no packets.
+    pub fn awaits_answer(&self) -> bool {
+        self.phase != Phase::Open || self.host_shut == shutdown::BOTH
+    }
+
     /// The host sends no more.
     pub fn host_ends_sending(&mut self) {
         self.host_shut |= shutdown::SEND;
@@ -335,12 +342,13 @@ mod tests {
     #[test]
     fn a_guest_is_asked_once_and_answers() {
         let mut connection = Connection::from_host();
-        assert!(connection.owes() && !connection.is_known());
+        assert!(connection.owes() && !connection.is_known() && connection.awaits_answer());
         assert_eq!(connection.say_first().unwrap().operation, operation::REQUEST);
         assert!(connection.is_known() && !connection.is_open() && !connection.owes());
+        assert!(connection.awaits_answer());
         assert_eq!((connection.say_first(), connection.say_last()), (None, None));
         assert_eq!(connection.receive(&packet(operation::RESPONSE)), Received::Opened);
-        assert!(connection.is_open() && connection.takes_bytes());
+        assert!(connection.is_open() && connection.takes_bytes() && !connection.awaits_answer());
         assert_eq!(connection.credit(), 1000);
     }
 
@@ -456,11 +464,11 @@ mod tests {
         connection.host_ends_sending();
         assert!(!connection.takes_bytes() && connection.owes());
         assert_eq!(connection.say_last().unwrap().flags, shutdown::SEND);
-        assert!(!connection.owes() && !connection.host_is_done());
+        assert!(!connection.owes() && !connection.host_is_done() && !connection.awaits_answer());
         assert_eq!(send(&mut connection, 10), Received::Bytes);
         connection.keep(&[0; 10]);
         connection.host_ends_receiving();
-        assert!(!connection.has_waiting());
+        assert!(!connection.has_waiting() && connection.awaits_answer());
         // The guest cannot know yet: its bytes are dropped, and count as taken.
         assert_eq!(send(&mut connection, BUFFER), Received::Noted);
         let told = connection.say_last().unwrap();

@@ -6,13 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use address_manager::Transaction;
 use devices::{PauseError, Stateful};
 use vm_migration::LoadError;
 
-use super::{FEATURE_STREAM, FIRST_HOST_PORT, LAST_HOST_PORT, VsockState, queue::SocketJob, switch::Tally};
+use super::{
+    ANSWER_LIMIT, FEATURE_STREAM, FIRST_HOST_PORT, LAST_HOST_PORT, VsockState, queue::SocketJob,
+    switch::Tally,
+};
 use crate::{
     device::{ActivateError, Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
     host::vsock::HostSocket,
@@ -39,6 +43,8 @@ pub(super) struct Shared {
     pub(super) cid: u32,
     pub(super) host: Arc<HostSocket>,
     pub(super) tally: Arc<Tally>,
+    /// How long the guest has for an answer.
+    pub(super) answer_limit: Duration,
     /// The guest has to be told that its connections are gone, and that it may have another context id.
     pub(super) transport_reset: AtomicBool,
 }
@@ -54,12 +60,23 @@ pub struct Vsock {
 impl Vsock {
     /// A device that connects the guest with the programs behind `host`.
     pub fn new(config: VsockConfig, host: HostSocket, spawn: Arc<dyn Spawn>) -> Self {
+        Self::with_limit(config, host, spawn, ANSWER_LIMIT)
+    }
+
+    /// One whose guest has another time for its answers.
+    pub(super) fn with_limit(
+        config: VsockConfig,
+        host: HostSocket,
+        spawn: Arc<dyn Spawn>,
+        answer_limit: Duration,
+    ) -> Self {
         let VsockConfig { id, cid } = config;
         let shared = Shared {
             id,
             cid,
             host: Arc::new(host),
             tally: Arc::default(),
+            answer_limit,
             transport_reset: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared), spawn, worker: None }

@@ -6,8 +6,10 @@
 //! [`host::vsock`](crate::host::vsock). Seqpacket sockets are absent.
 //!
 //! Everything is bounded: connections, bytes that wait for a host program, resets that wait for the guest. When the last
-//! are too many, no more is taken from the guest until it takes some (virtio 1.3 section 5.10.6.1).
+//! are too many, no more is taken from the guest until it takes some (virtio 1.3 section 5.10.6.1). So is the time that
+//! a guest has for an answer that a connection cannot do without ([`ANSWER_LIMIT`]).
 
+mod clock;
 pub mod connection;
 mod device;
 pub mod packet;
@@ -17,7 +19,7 @@ pub mod switch;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 pub use device::{Vsock, VsockConfig};
 pub use state::VsockState;
@@ -32,6 +34,12 @@ pub const RESERVED_CIDS: [u32; 4] = [0, 1, 2, u32::MAX];
 pub const FIRST_HOST_PORT: u32 = 1 << 30;
 /// The last one.
 pub const LAST_HOST_PORT: u32 = (1 << 31) - 1;
+
+/// How long the guest has for an answer, in time that the device runs: to take or refuse a connection that a program of
+/// the host's asks for, and to end one that the host neither sends nor receives on any more (virtio 1.3 section 5.10.6.5
+/// leaves the length to the device). It is what Linux gives for the second; for the first it gives 2 s, but a program
+/// that is in a hurry can go away, and a guest whose memory is still on its way here is slow.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
 /// The host, as far as there are programs on it that talk to the guest.
 pub trait Host: Send + fmt::Debug {

@@ -28,7 +28,7 @@ pub mod operation {
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
-/// Flags of [`operation::SHUTDOWN`] (virtio 1.3 section 5.10.6.6).
+/// Flags of [`operation::SHUTDOWN`] (virtio 1.3 section 5.10.6.5).
 pub mod shutdown {
     /// The sender receives no more.
     pub const RECEIVE: u32 = 1 << 0;

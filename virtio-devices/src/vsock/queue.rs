@@ -3,12 +3,14 @@
 use std::{
     io,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use address_manager::{GuestMemoryView, MemoryReader};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{
+    clock::Clock,
     connection::BUFFER,
     device::Shared,
     packet::{HEADER, Header, operation},
@@ -42,6 +44,10 @@ const TRANSPORT_RESET: u32 = 0;
 /// Programs that are let in at a time.
 const ACCEPTED_AT_ONCE: usize = 16;
 
+/// After a program could not be let in, how long until it is tried again: a short time for the program, and a long one for
+/// the processor.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 pub(super) struct SocketJob {
     shared: Arc<Shared>,
     memory: MemoryReader,
@@ -52,7 +58,11 @@ pub(super) struct SocketJob {
     switch: Switch<Arc<HostSocket>>,
     /// Bytes of one packet, either way.
     bytes: Vec<u8>,
+    clock: Clock,
+    /// Whether the listener is waited for.
     listening: bool,
+    /// Before that time it is not.
+    listen_from: Duration,
     /// No program could be let in, and that was logged.
     told_of_failure: bool,
     /// The guest's packets wait until it has taken some resets.
@@ -69,9 +79,16 @@ impl SocketJob {
             receive: QueueSlot::new(RECEIVE_KICK, None),
             transmit: QueueSlot::new(TRANSMIT_KICK, None),
             event: QueueSlot::new(EVENT_KICK, None),
-            switch: Switch::new(shared.cid, Arc::clone(&shared.host), Arc::clone(&shared.tally)),
+            switch: Switch::new(
+                shared.cid,
+                Arc::clone(&shared.host),
+                Arc::clone(&shared.tally),
+                shared.answer_limit,
+            ),
             bytes: Vec::new(),
+            clock: Clock::new(Instant::now()),
             listening: false,
+            listen_from: Duration::ZERO,
             told_of_failure: false,
             held_up: false,
         };
@@ -105,9 +122,19 @@ impl SocketJob {
         self.tell();
         self.deliver();
         self.collect();
+        self.switch.give_up();
         self.deliver();
         self.go_on();
         self.watch_streams(poller);
+        self.listen(poller);
+        let again = (!self.listening).then_some(self.listen_from);
+        let next = [self.switch.next_limit(), again].into_iter().flatten().min();
+        poller.set_alarm(next.and_then(|time| self.clock.when(time)));
+    }
+
+    /// The time that the device has run.
+    fn time(&self) -> Duration {
+        self.clock.time(Instant::now())
     }
 
     /// The event, if there is one to tell and a buffer for it. Without a buffer it waits.
@@ -169,14 +196,24 @@ impl SocketJob {
         }
     }
 
+    /// Waits for programs, if that was given up and its time has come.
     fn listen(&mut self, poller: &Poller) {
-        if self.listening {
+        if self.listening || self.time() < self.listen_from {
             return;
         }
         match poller.add(&*self.shared.host, LISTENER) {
             Ok(()) => self.listening = true,
-            Err(error) => log::warn!("{}: its socket cannot be waited for: {error}", self.shared.id),
+            Err(error) => self.listen_later(&error),
         }
+    }
+
+    /// No program can be let in now, most likely because no descriptor is left.
+    fn listen_later(&mut self, why: &io::Error) {
+        if !std::mem::replace(&mut self.told_of_failure, true) {
+            log::warn!("{}: a program of the host's cannot be let in: {why}", self.shared.id);
+        }
+        self.listening = false;
+        self.listen_from = self.time().saturating_add(ACCEPT_AGAIN);
     }
 
     fn accept(&mut self, poller: &Poller) {
@@ -186,13 +223,9 @@ impl SocketJob {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Most likely no descriptor is left: it would be told again and again. The next time that anything
-                    // else happens to this device it is tried anew.
-                    if !std::mem::replace(&mut self.told_of_failure, true) {
-                        log::warn!("{}: a program of the host's cannot be let in: {error}", self.shared.id);
-                    }
+                    // The listener is ready all the while: it would be told again and again.
                     poller.remove(&*self.shared.host);
-                    self.listening = false;
+                    self.listen_later(&error);
                     return;
                 }
             }
@@ -296,17 +329,16 @@ impl Job for SocketJob {
                 self.config.needs_reset(&self.shared.id, &error);
             }
         }
+        self.clock.go_on(Instant::now());
+        self.switch.set_time(self.time());
         for at in self.switch.all() {
             self.switch.ready(at);
         }
-        self.listen(poller);
         self.serve(poller);
     }
 
     fn ready(&mut self, source: u32, poller: &Poller) {
-        if source != LISTENER {
-            self.listen(poller);
-        }
+        self.switch.set_time(self.time());
         match source {
             RECEIVE_KICK => self.receive.consume_kick(),
             TRANSMIT_KICK => self.transmit.consume_kick(),
@@ -319,6 +351,16 @@ impl Job for SocketJob {
             }
         }
         self.serve(poller);
+    }
+
+    fn alarm(&mut self, poller: &Poller) {
+        self.switch.set_time(self.time());
+        self.serve(poller);
+    }
+
+    fn quiesce(&mut self) -> bool {
+        self.clock.stop(Instant::now());
+        true
     }
 
     fn fail(&mut self, why: &io::Error) {

@@ -2,6 +2,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -47,12 +48,20 @@ impl Dial for Everybody {
 
 /// A device, where programs connect to, and the programs that listen.
 fn device(cid: u32) -> (Box<dyn VirtioDevice>, std::path::PathBuf, tempfile::TempDir, Everybody) {
+    device_with(cid, ANSWER_LIMIT)
+}
+
+/// The same, and how long its guest has for an answer.
+fn device_with(
+    cid: u32,
+    limit: Duration,
+) -> (Box<dyn VirtioDevice>, std::path::PathBuf, tempfile::TempDir, Everybody) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let programs = Everybody::default();
     let host = HostSocket::new(UnixListener::bind(&path).unwrap(), Box::new(programs.clone())).unwrap();
     let config = VsockConfig { id: "dev0".into(), cid };
-    (Box::new(Vsock::new(config, host, Arc::new(PlainThreads))), path, directory, programs)
+    (Box::new(Vsock::with_limit(config, host, Arc::new(PlainThreads), limit)), path, directory, programs)
 }
 
 fn make() -> Box<dyn VirtioDevice> {
@@ -205,6 +214,65 @@ fn bytes_that_a_program_does_not_read_wait_and_arrive() {
     program.read_to_end(&mut heard).unwrap();
     assert_eq!(heard.len(), sent as usize);
     assert!(heard.chunks(8192).all(|chunk| chunk == piece));
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_waited_for_in_time_that_the_device_runs() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let (device, path, _directory, programs) = device_with(CID, LIMIT);
+    let mut machine = Machine::new(device);
+    let mut drivers = machine.start(0, 16);
+    // A program that nobody takes is cut off, and the guest is told though it does nothing.
+    let mut program = UnixStream::connect(&path).unwrap();
+    let begun = Instant::now();
+    program.write_all(b"CONNECT 1024\n").unwrap();
+    assert_eq!(receive(&mut machine, &mut drivers).0.operation, operation::REQUEST);
+    program.set_read_timeout(Some(100 * LIMIT)).unwrap();
+    assert_eq!(program.read(&mut [0]).unwrap(), 0);
+    assert!(begun.elapsed() >= LIMIT);
+    let (reset, _) = receive(&mut machine, &mut drivers);
+    assert_eq!((reset.operation, reset.destination_port), (operation::RST, 1024));
+
+    connect(&mut machine, &mut drivers, 1, 80);
+    let begun = Instant::now();
+    drop(programs.0.lock().pop().unwrap());
+    let (last, _) = receive(&mut machine, &mut drivers);
+    assert_eq!((last.operation, last.flags), (operation::SHUTDOWN, shutdown::BOTH));
+    machine.save();
+    let paused = Instant::now();
+    std::thread::sleep(2 * LIMIT);
+    let paused = paused.elapsed();
+    machine.resume();
+    let (reset, _) = receive(&mut machine, &mut drivers);
+    assert_eq!((reset.operation, reset.destination_port), (operation::RST, 1));
+    assert!(begun.elapsed() >= LIMIT + paused, "{:?}, {paused:?} of it in a pause", begun.elapsed());
+    // Both places are free, and the ports too.
+    connect(&mut machine, &mut drivers, 1, 80);
+}
+
+#[test]
+fn a_restored_device_waits_for_nothing_that_was_before() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let (device, path, _directory, _programs) = device_with(CID, LIMIT);
+    let mut machine = Machine::new(device);
+    let mut drivers = machine.start(0, 16);
+    let mut program = UnixStream::connect(&path).unwrap();
+    program.write_all(b"CONNECT 5\n").unwrap();
+    assert_eq!(receive(&mut machine, &mut drivers).0.operation, operation::REQUEST);
+    let saved = machine.save();
+    let (other, path, _other_directory, _programs) = device_with(CID, LIMIT);
+    let mut restored = Machine::restore(&machine, other, &saved).unwrap();
+    restored.resume();
+    std::thread::sleep(2 * LIMIT);
+    // The first packet is none of the old connection, and the limit of a new one is its own.
+    let mut program = UnixStream::connect(&path).unwrap();
+    let begun = Instant::now();
+    program.write_all(b"CONNECT 6\n").unwrap();
+    for operation in [operation::REQUEST, operation::RST] {
+        let (header, _) = receive(&mut restored, &mut drivers);
+        assert_eq!((header.operation, header.destination_port), (operation, 6));
+    }
+    assert!(begun.elapsed() >= LIMIT);
 }
 
 #[test]

@@ -3,15 +3,17 @@
 //!
 //! A place is taken by each program of the host that is connected to us: from when it says whom it wants
 //! (`Place::Calling`), over the connection (`Place::Linked`), until what the guest has said last was taken
-//! (`Place::Leaving`). Places that have something to say to the guest take turns, one packet a turn.
+//! (`Place::Leaving`). Places that have something to say to the guest take turns, one packet a turn. Those that wait for
+//! an answer of the guest's have a limit; the switch is told what time it is, and has no clock of its own.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use super::{
@@ -90,6 +92,8 @@ struct Link<S> {
     /// Whether it waits for its turn.
     queued: bool,
     writing_ended: bool,
+    /// When the guest's time for an answer is over, while one is awaited.
+    answer_by: Option<Duration>,
 }
 
 /// What a packet of the guest's is for.
@@ -122,14 +126,20 @@ pub struct Switch<H: Host> {
     /// Those that have something to say to the guest.
     turns: VecDeque<usize>,
     resets: VecDeque<Header>,
+    /// How long the guest has for an answer.
+    limit: Duration,
+    /// What time it is.
+    now: Duration,
+    /// Those that wait for an answer of the guest's, and until when.
+    awaiting: BTreeSet<(Duration, usize)>,
     /// Places that were taken since somebody asked.
     taken: Vec<usize>,
     tally: Arc<Tally>,
 }
 
 impl<H: Host> Switch<H> {
-    /// Nobody is connected to the guest of that context id.
-    pub fn new(cid: u32, host: H, tally: Arc<Tally>) -> Self {
+    /// Nobody is connected to the guest of that context id, which has `limit` for each answer. It is time 0.
+    pub fn new(cid: u32, host: H, tally: Arc<Tally>, limit: Duration) -> Self {
         Self {
             cid: u64::from(cid),
             host,
@@ -139,6 +149,9 @@ impl<H: Host> Switch<H> {
             calling: VecDeque::new(),
             turns: VecDeque::new(),
             resets: VecDeque::new(),
+            limit,
+            now: Duration::ZERO,
+            awaiting: BTreeSet::new(),
             taken: Vec::new(),
             tally,
         }
@@ -181,6 +194,27 @@ impl<H: Host> Switch<H> {
     /// Whether there may be something for the guest.
     pub fn has_packets(&self) -> bool {
         !self.resets.is_empty() || !self.turns.is_empty()
+    }
+
+    /// It is that time: what begins to wait for an answer from now on does so then.
+    pub fn set_time(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// Gives up whatever the guest has not answered in time. Its answers are to be taken first.
+    pub fn give_up(&mut self) {
+        while let Some((by, at)) = self.awaiting.pop_first() {
+            if by > self.now {
+                self.awaiting.insert((by, at));
+                break;
+            }
+            self.abort(at);
+        }
+    }
+
+    /// When there will be something to [give up](Self::give_up).
+    pub fn next_limit(&self) -> Option<Duration> {
+        self.awaiting.first().map(|(by, _)| *by)
     }
 
     /// Takes the next program that wants to talk to the guest.
@@ -234,7 +268,7 @@ impl<H: Host> Switch<H> {
     }
 
     /// Answers a packet that makes no sense, or whose connection is not there (virtio 1.3 sections 5.10.6.4 and
-    /// 5.10.6.6).
+    /// 5.10.6.5).
     fn refuse(&mut self, header: &Header) {
         // A reset is never answered, or there would be no end to it.
         if header.operation != operation::RST {
@@ -260,7 +294,7 @@ impl<H: Host> Switch<H> {
             _ => Fate::Stays,
         };
         match fate {
-            Fate::Stays => self.queue(at),
+            Fate::Stays => self.settle(at),
             Fate::Goes => self.abort(at),
         }
     }
@@ -279,7 +313,7 @@ impl<H: Host> Switch<H> {
             link.queued = false;
             let said = link.speak(data);
             let ports = link.ports;
-            self.queue(at);
+            self.settle(at);
             if let Some(said) = said {
                 self.tally.to_guest.fetch_add(u64::from(said.len), Ordering::Relaxed);
                 return Some(Header {
@@ -310,7 +344,7 @@ impl<H: Host> Switch<H> {
         let link = Link::new(stream, ports, Connection::from_guest(request));
         if let Some(at) = self.take_place(Place::Linked(link)) {
             self.linked.insert(ports, at);
-            self.queue(at);
+            self.settle(at);
         }
     }
 
@@ -364,7 +398,7 @@ impl<H: Host> Switch<H> {
                 Fate::Stays
             }
             Received::ShutDown if link.connection.guest_is_done() => {
-                // The clean end (virtio 1.3 section 5.10.6.6): the guest needs us no more, the program may.
+                // The clean end (virtio 1.3 section 5.10.6.5): the guest needs us no more, the program may.
                 self.resets.push_back(header.reset());
                 return self.finish(at);
             }
@@ -379,7 +413,7 @@ impl<H: Host> Switch<H> {
             Received::Broken => Fate::Goes,
         };
         match fate {
-            Fate::Stays => self.queue(at),
+            Fate::Stays => self.settle(at),
             Fate::Goes => {
                 self.resets.push_back(header.reset());
                 self.leave(at);
@@ -389,12 +423,13 @@ impl<H: Host> Switch<H> {
 
     /// The guest is done: the place is left when the program has taken all there is.
     fn finish(&mut self, at: usize) {
-        let Some(place) = self.places.get_mut(at) else { return };
-        if let Some(Place::Linked(link)) = place.take() {
-            self.linked.remove(&link.ports);
+        if let Some(Place::Linked(link)) = self.places.get_mut(at).and_then(Option::take) {
+            self.unlink(at, &link);
             let Link { mut stream, connection, .. } = link;
             stream.end_reading();
-            *place = Some(Place::Leaving { stream, waiting: connection.into_waiting() });
+            if let Some(place) = self.places.get_mut(at) {
+                *place = Some(Place::Leaving { stream, waiting: connection.into_waiting() });
+            }
         }
         self.ready(at);
     }
@@ -422,10 +457,7 @@ impl<H: Host> Switch<H> {
     fn leave(&mut self, at: usize) {
         let Some(left) = self.places.get_mut(at).and_then(Option::take) else { return };
         match left {
-            Place::Linked(link) => {
-                self.linked.remove(&link.ports);
-                self.turns.retain(|other| *other != at);
-            }
+            Place::Linked(link) => self.unlink(at, &link),
             Place::Calling { .. } => self.calling.retain(|other| *other != at),
             Place::Leaving { .. } => {}
         }
@@ -433,8 +465,17 @@ impl<H: Host> Switch<H> {
         self.free.push(at);
     }
 
+    /// The connection of a place is no more.
+    fn unlink(&mut self, at: usize, link: &Link<H::Stream>) {
+        self.linked.remove(&link.ports);
+        self.turns.retain(|other| *other != at);
+        if let Some(by) = link.answer_by {
+            self.awaiting.remove(&(by, at));
+        }
+    }
+
     /// Whether there is a place, or one can be made: of two that are done with each other but for the guest's last
-    /// word, which it has had time for (virtio 1.3 section 5.10.6.6).
+    /// word, which it has had time for (virtio 1.3 section 5.10.6.5).
     fn has_place(&mut self) -> bool {
         if self.free.is_empty() && self.places.len() >= MAX_PLACES {
             let done = self.places.iter().position(
@@ -463,21 +504,37 @@ impl<H: Host> Switch<H> {
         Some(at)
     }
 
-    /// Gives a place a turn, if it has something to say.
-    fn queue(&mut self, at: usize) {
-        if let Some(Some(Place::Linked(link))) = self.places.get_mut(at)
-            && !link.queued
-            && link.has_something_to_say()
-        {
+    /// After whatever has happened to a place: gives it a turn if it has something to say, and a limit as long as it
+    /// waits for an answer.
+    fn settle(&mut self, at: usize) {
+        let Some(Some(Place::Linked(link))) = self.places.get_mut(at) else { return };
+        if !link.queued && link.has_something_to_say() {
             link.queued = true;
             self.turns.push_back(at);
+        }
+        if !link.connection.awaits_answer() {
+            if let Some(by) = link.answer_by.take() {
+                self.awaiting.remove(&(by, at));
+            }
+        } else if link.answer_by.is_none() {
+            let by = self.now.saturating_add(self.limit);
+            link.answer_by = Some(by);
+            self.awaiting.insert((by, at));
         }
     }
 }
 
 impl<S: Stream> Link<S> {
     fn new(stream: S, ports: Ports, connection: Connection) -> Self {
-        Self { stream, ports, connection, readable: true, queued: false, writing_ended: false }
+        Self {
+            stream,
+            ports,
+            connection,
+            readable: true,
+            queued: false,
+            writing_ended: false,
+            answer_by: None,
+        }
     }
 
     fn has_something_to_say(&self) -> bool {

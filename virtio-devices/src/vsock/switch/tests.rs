@@ -7,6 +7,10 @@ use crate::vsock::{connection::BUFFER, packet::shutdown};
 
 const CID: u32 = 5;
 
+/// What the guest has for an answer.
+const LIMIT: Duration = Duration::from_secs(8);
+const MOMENT: Duration = Duration::from_nanos(1);
+
 /// A program of the host's, as the test and the switch see it.
 #[derive(Clone, Debug, Default)]
 struct Program(Arc<Mutex<State>>);
@@ -107,7 +111,7 @@ impl Host for Programs {
 }
 
 fn switch() -> Switch<Programs> {
-    Switch::new(CID, Programs::default(), Arc::default())
+    Switch::new(CID, Programs::default(), Arc::default(), LIMIT)
 }
 
 /// A packet of the guest's.
@@ -468,6 +472,115 @@ fn a_program_that_goes_ends_both_directions() {
     send(&mut switch, 1, 80, b"hello");
     let said = heard_by_guest(&mut switch);
     assert_eq!((said[0].0.operation, said[0].0.flags), (operation::SHUTDOWN, shutdown::BOTH));
+}
+
+/// So much time passes; whatever the guest has not answered by then is given up.
+fn pass(switch: &mut Switch<Programs>, time: Duration) {
+    switch.set_time(switch.now + time);
+    switch.give_up();
+}
+
+/// A program that goes, and the guest has been told.
+fn gone(switch: &mut Switch<Programs>, guest: u32) -> Program {
+    let program = connected(switch, guest, 80);
+    program.0.lock().is_gone = true;
+    switch.ready(place(switch, guest, 80));
+    assert_eq!(operations(switch), [operation::SHUTDOWN]);
+    program
+}
+
+#[test]
+fn a_guest_that_does_not_answer_a_shutdown_in_time_is_reset() {
+    let mut switch = switch();
+    let begin = Duration::from_secs(100);
+    switch.set_time(begin);
+    let program = gone(&mut switch, 1);
+    assert_eq!(switch.next_limit(), Some(begin + LIMIT));
+    // Nothing that it says but the end prolongs its time.
+    pass(&mut switch, LIMIT / 2);
+    send(&mut switch, 1, 80, b"still here");
+    switch.receive(&packet(1, 80, operation::CREDIT_REQUEST), &[]);
+    let shut = Header { flags: shutdown::SEND, ..packet(1, 80, operation::SHUTDOWN) };
+    switch.receive(&shut, &[]);
+    assert_eq!(operations(&mut switch), [operation::CREDIT_UPDATE]);
+    pass(&mut switch, LIMIT / 2 - MOMENT);
+    assert!(!program.is_left());
+    pass(&mut switch, MOMENT);
+    assert!(program.is_left() && switch.linked.is_empty());
+    let said = heard_by_guest(&mut switch);
+    let (reset, _) = said[0];
+    assert_eq!((reset.operation, reset.source_port, reset.destination_port), (operation::RST, 80, 1));
+    assert_eq!((said.len(), switch.next_limit()), (1, None));
+}
+
+#[test]
+fn a_guest_that_does_not_answer_a_request_in_time_is_reset() {
+    let mut switch = switch();
+    let (program, asked) = called(&mut switch, b"CONNECT 52\n");
+    let port = asked[0].0.source_port;
+    pass(&mut switch, LIMIT - MOMENT);
+    assert!(!program.is_left());
+    pass(&mut switch, MOMENT);
+    assert!(program.is_left() && program.heard().is_empty());
+    assert_eq!(operations(&mut switch), [operation::RST]);
+    switch.receive(&packet(52, port, operation::RESPONSE), &[]);
+    assert_eq!(operations(&mut switch), [operation::RST], "too late");
+    // One that takes no packets keeps nothing by that, and hears of nothing.
+    let unheard = Program::new(b"CONNECT 52\n");
+    switch.host.callers.push_back(unheard.clone());
+    switch.accept().unwrap();
+    assert!(switch.has_packets());
+    pass(&mut switch, LIMIT);
+    assert!(unheard.is_left() && !switch.has_packets());
+    assert_eq!(switch.next_limit(), None);
+}
+
+#[test]
+fn only_what_waits_for_an_answer_has_a_limit() {
+    let mut switch = switch();
+    // Connections that are made, whoever asked, also if one side is done.
+    let (called, asked) = called(&mut switch, b"CONNECT 52\n");
+    switch.receive(&packet(52, asked[0].0.source_port, operation::RESPONSE), &[]);
+    assert_eq!(switch.next_limit(), None);
+    let half = connected(&mut switch, 1, 80);
+    half.0.lock().says_no_more = true;
+    switch.ready(place(&switch, 1, 80));
+    assert_eq!(operations(&mut switch), [operation::SHUTDOWN]);
+    assert_eq!(switch.next_limit(), None);
+    // Those that the guest has ended, by either of its words; a place that is taken again has its own time.
+    for last in [operation::RST, operation::SHUTDOWN] {
+        let program = gone(&mut switch, 2);
+        assert_eq!(switch.next_limit(), Some(switch.now + LIMIT));
+        switch.receive(&Header { flags: shutdown::BOTH, ..packet(2, 80, last) }, &[]);
+        assert!(program.is_left());
+        assert_eq!(switch.next_limit(), None);
+        heard_by_guest(&mut switch);
+        pass(&mut switch, LIMIT / 2);
+    }
+    let (first, second) = (gone(&mut switch, 3), connected(&mut switch, 4, 80));
+    pass(&mut switch, LIMIT / 2);
+    second.0.lock().is_gone = true;
+    switch.ready(place(&switch, 4, 80));
+    assert_eq!(operations(&mut switch), [operation::SHUTDOWN]);
+    pass(&mut switch, LIMIT / 2);
+    assert!(first.is_left() && !second.is_left());
+    pass(&mut switch, 100 * LIMIT);
+    assert!(second.is_left() && !called.is_left() && !half.is_left());
+}
+
+#[test]
+fn places_of_a_guest_that_answers_nothing_come_back() {
+    let mut switch = switch();
+    for _ in 0..3 {
+        // As many as come, not only one for each place.
+        let programs: Vec<Program> =
+            (0..MAX_PLACES + 10).map(|_| called(&mut switch, b"CONNECT 1\n").0).collect();
+        assert_eq!(programs.iter().filter(|program| !program.is_left()).count(), MAX_PLACES);
+        pass(&mut switch, LIMIT);
+        assert!(programs.iter().all(Program::is_left));
+        assert_eq!(operations(&mut switch), vec![operation::RST; MAX_PLACES]);
+        assert!(switch.all().is_empty() && switch.awaiting.is_empty() && switch.turns.is_empty());
+    }
 }
 
 #[test]
