@@ -36,7 +36,7 @@ pub enum LockError {
 }
 
 fn holder(pid: Option<u32>) -> String {
-    pid.map_or_else(|| "another virtual machine or program".into(), |pid| format!("process {pid}"))
+    pid.map_or_else(|| "another device, virtual machine or program".into(), |pid| format!("process {pid}"))
 }
 
 /// Locks `file`, for reading alone if `read_only`; `size` is the length of a byte range. The lock is there for as long as

@@ -90,7 +90,12 @@ impl Checked {
         let (first, others): (Vec<_>, Vec<_>) =
             devices.partition(|device| matches!(device, DeviceConfig::Pmem(_)));
         let devices = first.into_iter().chain(others);
-        let devices = devices.map(|device| attach::probe(device, snapshot.sections()));
+        let mut locked = attach::locked_twice(&config.devices);
+        let devices = devices.map(|device| {
+            attach::probe(device, snapshot.sections())?;
+            let id = device.id();
+            locked.remove(id).map_or(Ok(()), |source| Err(BuildError::Attach { id: id.to_owned(), source }))
+        });
         let present = config.cpus.affinity.iter().filter(|(vcpu, _)| *vcpu < config.cpus.boot);
         let processors = present.map(|(index, cpus)| {
             let index = *index;

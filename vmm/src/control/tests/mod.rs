@@ -3,6 +3,7 @@
 mod cancel;
 mod cycles;
 mod flash;
+mod images;
 mod states;
 
 use std::{

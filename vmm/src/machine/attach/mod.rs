@@ -13,7 +13,14 @@ mod virtio;
 mod vsock;
 mod window;
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use address_manager::AddressManager;
 use devices::SharedDevice;
@@ -268,6 +275,37 @@ pub fn probe(config: &DeviceConfig, saved: &BTreeMap<String, Section>) -> Result
         }
         DeviceConfig::Vsock(config) => probe::new_socket(&config.socket).map_err(attach),
     }
+}
+
+/// Devices whose image one before them would have locked against them, and what locking it says then. Which file a path
+/// is the name of is looked up; nothing is opened or locked.
+pub fn locked_twice(devices: &[DeviceConfig]) -> BTreeMap<&str, AttachError> {
+    // By device and inode, as the kernel knows who has a lock: whether the first has it for itself alone.
+    let mut locks: BTreeMap<(u64, u64), bool> = BTreeMap::new();
+    let mut refused = BTreeMap::new();
+    for device in devices {
+        let (path, read_only) = match device {
+            DeviceConfig::Block(config) => (&config.path, config.readonly),
+            DeviceConfig::Pmem(config) => (&config.file, config.discard_writes),
+            DeviceConfig::Rng(_)
+            | DeviceConfig::Console(_)
+            | DeviceConfig::Net(_)
+            | DeviceConfig::Vsock(_) => continue,
+        };
+        // What cannot be found is told of by whoever opens it; a directory is the place of a file that nobody else can open.
+        let Some(found) = path.metadata().ok().filter(|found| !found.is_dir()) else { continue };
+        match locks.entry((found.dev(), found.ino())) {
+            Entry::Vacant(entry) => {
+                entry.insert(!read_only);
+            }
+            Entry::Occupied(entry) if *entry.get() || !read_only => {
+                let source = LockError::Taken { pid: None, exclusive: *entry.get() };
+                refused.insert(device.id(), AttachError::Locked { path: path.clone(), source });
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    refused
 }
 
 /// Full buckets of a device's own, or of a group's.

@@ -1,8 +1,13 @@
 //! Who may use a disk image at the same time, and limits that disks share.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
-use super::{Bench, image, text};
+use super::{
+    super::{BuildError, attach},
+    Bench, image, text,
+};
 
 fn disk(path: &std::path::Path, readonly: bool, granularity: &str) -> Value {
     json!({ "disks": [{ "path": path, "readonly": readonly, "lock_granularity": granularity, "image_type": "Raw" }] })
@@ -35,6 +40,43 @@ fn one_machine_cannot_have_an_image_twice() {
     let twice = json!({ "disks": [{ "path": image.path() }, { "path": image.path() }] });
     let said = Bench::new().refusal(twice);
     assert!(said.contains("_disk1") && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn whoever_looks_says_of_an_image_that_is_there_twice_what_locking_it_does() {
+    let bench = Bench::new();
+    let (image, other) = (image(2 << 20), image(2 << 20));
+    let place = tempfile::tempdir().unwrap();
+    let (link, hard, missing) =
+        (place.path().join("link"), place.path().join("hard"), place.path().join("no"));
+    std::os::unix::fs::symlink(image.path(), &link).unwrap();
+    std::fs::hard_link(image.path(), &hard).unwrap();
+    let disk =
+        |path: &Path, readonly: bool| json!({ "path": path, "readonly": readonly, "image_type": "Raw" });
+    let pmem = |path: &Path, discard: bool| json!({ "file": path, "discard_writes": discard });
+    let nameless = json!({ "file": place.path(), "size": 2 << 20 });
+    for (disks, pmem) in [
+        (json!([disk(image.path(), false), disk(image.path(), false)]), json!([])),
+        (json!([disk(image.path(), false), disk(&link, true)]), json!([])),
+        (json!([disk(&hard, true), disk(image.path(), false)]), json!([])),
+        (json!([disk(image.path(), true), disk(&hard, true)]), json!([])),
+        (json!([disk(image.path(), true), disk(other.path(), true), disk(&link, false)]), json!([])),
+        (json!([disk(image.path(), false)]), json!([pmem(&link, true)])),
+        (json!([disk(image.path(), true)]), json!([pmem(&link, false)])),
+        (json!([disk(image.path(), true)]), json!([pmem(&link, true), pmem(other.path(), false)])),
+        (json!([]), json!([nameless, nameless])),
+    ] {
+        let said = json!({ "disks": disks, "pmem": pmem });
+        let config = bench.config(said.clone());
+        let looked = attach::locked_twice(&config.devices)
+            .into_iter()
+            .map(|(id, source)| crate::error::chain(&BuildError::Attach { id: id.to_owned(), source }));
+        let real = bench.boot(said).err().map(|error| crate::error::chain(&error));
+        assert_eq!(looked.collect::<Vec<_>>(), Vec::from_iter(real), "{disks} {pmem}");
+    }
+    // That one is told of for another reason.
+    let config = bench.config(json!({ "disks": [disk(&missing, false), disk(&missing, false)] }));
+    assert!(attach::locked_twice(&config.devices).is_empty());
 }
 
 #[test]
