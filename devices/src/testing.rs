@@ -1,5 +1,5 @@
-//! Fakes of the handles, and the suite that every device passes: for the tests of this crate and of
-//! `virtio-devices`.
+//! Fakes of the handles, the suite that every device passes, and processes for tests that need one for themselves: for
+//! the tests of this crate and of those above it.
 
 use std::sync::Arc;
 
@@ -7,6 +7,30 @@ use hypervisor::MsiMessage;
 use parking_lot::Mutex;
 
 use crate::handle::{GuestRequest, IrqLine, LineSink, MsiSink, RequestSink};
+
+/// Set in the process that has one test for itself.
+const ALONE: &str = "CUMULET_TEST_ALONE";
+
+/// Whether this process has a test for itself, so that what belongs to a process can be counted or limited. If not, the
+/// test of that name, in the module of that path (`module_path!()`), is run in one that has, and must pass there.
+///
+/// # Panics
+/// It does not pass there, or there is no such test.
+pub fn is_alone(module: &str, test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let (_, module) = module.split_once("::").expect("a module of a crate");
+    let program = std::env::current_exe().expect("the program of the tests");
+    let output = std::process::Command::new(program)
+        .args(["--exact", &format!("{module}::{test}"), "--test-threads", "1"])
+        .env(ALONE, "1")
+        .output()
+        .expect("the program runs again");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
 
 /// Takes note of what a device asks of its machine.
 #[derive(Debug, Default)]

@@ -19,5 +19,3 @@ pub mod parallel;
 pub mod phases;
 pub mod snapshot;
 pub mod terminal;
-#[cfg(test)]
-mod testing;

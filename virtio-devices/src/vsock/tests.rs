@@ -6,6 +6,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::{
+    net::{AddressFamily, SocketAddrUnix, SocketType},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
@@ -101,11 +106,27 @@ fn send(machine: &mut Machine, drivers: &mut [Driver], header: Header, bytes: &[
 
 /// Makes a buffer available, and waits until it is filled: the packet and its bytes.
 fn receive(machine: &mut Machine, drivers: &mut [Driver]) -> (Header, Vec<u8>) {
+    let id = offer(machine, drivers);
+    filled(machine, drivers, id)
+}
+
+/// Makes a buffer available.
+fn offer(machine: &mut Machine, drivers: &mut [Driver]) -> u16 {
     let memory = machine.memory();
     // In two parts that do not end where the header does.
     let buffers = [Buffer::writable(GOT, 50), Buffer::writable(GOT + 50, 4000)];
     let id = drivers[0].add(&*memory, &buffers, false).unwrap();
-    let written = machine.run(&mut drivers[0], 0, id) as usize;
+    drivers[0].enable_interrupts(&*memory);
+    if drivers[0].needs_kick(&*memory) {
+        machine.kick(0);
+    }
+    id
+}
+
+/// Waits until that buffer is filled: the packet and its bytes.
+fn filled(machine: &Machine, drivers: &mut [Driver], id: u16) -> (Header, Vec<u8>) {
+    let memory = machine.memory();
+    let written = machine.finish(&mut drivers[0], 0, id) as usize;
     let mut bytes = vec![0; written];
     memory.read_slice(&mut bytes, GuestAddress(GOT)).unwrap();
     let header = Header::from_bytes(bytes.first_chunk().unwrap());
@@ -248,6 +269,52 @@ fn an_answer_that_does_not_come_is_waited_for_in_time_that_the_device_runs() {
     assert!(begun.elapsed() >= LIMIT + paused, "{:?}, {paused:?} of it in a pause", begun.elapsed());
     // Both places are free, and the ports too.
     connect(&mut machine, &mut drivers, 1, 80);
+}
+
+/// What this process has used of the processors.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap()
+}
+
+#[test]
+fn a_program_waits_while_no_descriptor_is_left() {
+    if !devices::testing::is_alone(module_path!(), "a_program_waits_while_no_descriptor_is_left") {
+        return;
+    }
+    let (device, path, _directory, programs) = device(CID);
+    let mut machine = Machine::new(device);
+    let mut drivers = machine.start(0, 16);
+    connect(&mut machine, &mut drivers, 1, 80);
+    let mut first = programs.0.lock().pop().unwrap();
+    let second = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let before = getrlimit(Resource::Nofile);
+    // The standard streams are all that there may be: none can be added.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    rustix::net::connect(&second, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    let mut second = UnixStream::from(second);
+    second.write_all(b"CONNECT 52\n").unwrap();
+    let used = processor_time();
+    std::thread::sleep(Duration::from_millis(500));
+    let used = processor_time() - used;
+    assert!(used < Duration::from_millis(50), "{used:?} for doing nothing");
+    // What was there goes on, and the guest is told of what cannot be.
+    send(&mut machine, &mut drivers, packet(CID, 1, 80, operation::RW), b"hello");
+    let mut heard = [0; 5];
+    first.read_exact(&mut heard).unwrap();
+    first.write_all(b"bye").unwrap();
+    assert_eq!(receive(&mut machine, &mut drivers).1, b"bye");
+    send(&mut machine, &mut drivers, packet(CID, 1, 81, operation::REQUEST), b"");
+    assert_eq!(receive(&mut machine, &mut drivers).0.operation, operation::RST);
+    // When there are descriptors again, nothing else has to happen to this device.
+    let id = offer(&mut machine, &mut drivers);
+    std::thread::sleep(Duration::from_millis(50));
+    setrlimit(Resource::Nofile, before).unwrap();
+    let (request, _) = filled(&machine, &mut drivers, id);
+    assert_eq!((request.operation, request.destination_port), (operation::REQUEST, 52));
+    send(&mut machine, &mut drivers, packet(CID, 52, request.source_port, operation::RESPONSE), b"");
+    let mut told = [0; 2];
+    second.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"OK");
 }
 
 #[test]

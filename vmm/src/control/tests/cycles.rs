@@ -100,7 +100,7 @@ fn pausing_and_refusals_are_told() {
 
 #[test]
 fn a_life_leaves_nothing_behind() {
-    if !crate::testing::is_alone(module_path!(), "a_life_leaves_nothing_behind") {
+    if !devices::testing::is_alone(module_path!(), "a_life_leaves_nothing_behind") {
         return;
     }
     let bench = Bench::new();

@@ -351,7 +351,7 @@ fn a_pause_ends_the_window_and_the_end_of_the_machine_records_nothing() {
 #[test]
 fn there_is_no_machine_whose_memory_should_be_checked_and_cannot_be() {
     let name = "there_is_no_machine_whose_memory_should_be_checked_and_cannot_be";
-    if !crate::testing::is_alone(module_path!(), name) {
+    if !devices::testing::is_alone(module_path!(), name) {
         return;
     }
     let before = getrlimit(Resource::Nofile);
