@@ -419,7 +419,7 @@ impl Interface {
     }
 
     /// Gives it an address: one of IPv6 beside those that it has, one of IPv4 in the place of its first. The kernel then
-    /// drops others of IPv4 that depend on that one.
+    /// drops others of IPv4 that depend on that one. An address that it has, its first or not, stays with all others.
     ///
     /// # Errors
     /// The mask is none, or the kernel refuses: it has the addresses that it had.
@@ -428,11 +428,10 @@ impl Interface {
         match (address, mask) {
             (IpAddr::V4(address), IpAddr::V4(mask)) => {
                 prefix(u128::from(u32::from(mask)) << 96, 32).ok_or_else(wrong)?;
-                let before = self.v4()?;
-                if before == Some((address, mask)) {
+                if self.v4_or_first(address)? == Some((address, mask)) {
                     return Ok(Replaced(Before::Same));
                 }
-                let replaced = Replaced(Before::V4(before));
+                let replaced = Replaced(Before::V4(self.v4()?));
                 match self.place_v4(address, mask) {
                     Ok(()) => Ok(replaced),
                     Err(error) => {
@@ -471,7 +470,13 @@ impl Interface {
 
     /// Its first IPv4 address, and the mask of that.
     fn v4(&self) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, TapError> {
-        let ask = |command, what| match self.ask(command, what) {
+        self.v4_or_first(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// This IPv4 address if it has it, and else its first; and the mask of that. An address in the request is what the
+    /// kernel looks for before it takes the first.
+    fn v4_or_first(&self, wanted: Ipv4Addr) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, TapError> {
+        let ask = |command, what| match self.exchange_v4(wanted, command, what) {
             Ok(request) => {
                 // A sockaddr_in: family, port, address.
                 let [_, _, _, _, a, b, c, d, ..] = *request.payload();
@@ -492,6 +497,16 @@ impl Interface {
     }
 
     fn set_v4(&self, address: Ipv4Addr, command: libc::c_ulong, what: &'static str) -> Result<(), TapError> {
+        self.exchange_v4(address, command, what).map(drop)
+    }
+
+    /// Makes a request with an IPv4 address. Returns what the kernel has made of it.
+    fn exchange_v4(
+        &self,
+        address: Ipv4Addr,
+        command: libc::c_ulong,
+        what: &'static str,
+    ) -> Result<Request, TapError> {
         let mut request = Request::named(&self.name)?;
         // A sockaddr_in: family, port, address.
         let family = u16::try_from(libc::AF_INET).unwrap_or(0).to_ne_bytes();
@@ -499,7 +514,9 @@ impl Interface {
         for (old, new) in request.payload_mut().iter_mut().zip(bytes) {
             *old = new;
         }
-        self.change(request, command, what)
+        let socket = socket(libc::AF_INET).map_err(|source| self.error(what, source))?;
+        request.control(&socket, command).map_err(|source| self.error(what, source))?;
+        Ok(request)
     }
 
     /// Adds or removes an IPv6 address. `false` if it was there, or gone, already.

@@ -224,5 +224,20 @@ mod tests {
         assert_eq!(shown(&interface), set);
         was.put_back();
         assert_eq!(shown(&interface), before);
+
+        // The host's own addresses stay where the wanted one is among them: the kernel drops what depends on one that goes.
+        for address in ["192.0.2.9/24", "192.0.2.1/24", "192.0.2.5/24"] {
+            let added =
+                Command::new("ip").args(["address", "add", address, "dev", interface.name()]).status();
+            assert!(added.unwrap().success());
+        }
+        let before = shown(&interface);
+        let was = wanted(1400, "255.255.255.0").set_up().unwrap();
+        let set = shown(&interface);
+        for address in ["192.0.2.9/24", "192.0.2.1/24", "192.0.2.5/24"] {
+            assert!(set.contains(&format!("inet {address} ")), "{set}");
+        }
+        was.put_back();
+        assert_eq!(shown(&interface), before);
     }
 }
