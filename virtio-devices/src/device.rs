@@ -4,7 +4,7 @@
 //! the transport drives the device. A device knows no registers, no status bits and no addresses; it gets
 //! queues that work ([`ActiveQueue`]) and gives back how far they came. Its constructor never learns whether
 //! this is a boot or a restore: a restored device is activated like any other, with queues that go on where
-//! they stood, and begins to serve them at [`resume`](VirtioDevice::resume).
+//! they stood, and begins to serve them at [`resume`](Queues::resume).
 
 use std::{collections::BTreeMap, fmt, io, sync::Arc};
 
@@ -152,7 +152,7 @@ pub type StoppedQueue = (u16, QueueState);
 ///
 /// The transport calls in this order: `activate`, then any number of `resume` and `pause`, `stop_queue` and
 /// `start_queue`, then `stop`; and from there again. `activate` leaves the device paused.
-pub trait VirtioDevice: Persist + Send {
+pub trait VirtioDevice: Queues + Persist + Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;
 
@@ -174,16 +174,27 @@ pub trait VirtioDevice: Persist + Send {
     /// The guest writes the configuration space. Fields that are not writable ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Takes the queues. Nothing is served before [`resume`](Self::resume).
+    /// Takes the queues. Nothing is served before [`resume`](Queues::resume).
     ///
     /// # Errors
     /// The device cannot work with them; it asks for a reset.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// Device-specific state as after power-on. The device is not active.
+    fn reset(&mut self);
+
+    /// Counters, by the names of the REST API.
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
+}
+
+/// The queues of a device that is active. One that is not has none.
+pub trait Queues {
     /// Takes a queue that was stopped alone and is enabled again (virtio 1.3 section 2.6.1).
     ///
     /// # Errors
-    /// As for [`activate`](Self::activate).
+    /// As for [`activate`](VirtioDevice::activate).
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError>;
 
     /// Gives one queue up, once nothing of it is in flight. None if the device does not have it.
@@ -212,14 +223,6 @@ pub trait VirtioDevice: Persist + Send {
     /// Serves its queues. Looks at each of them once, whether or not a kick has come: what was kicked
     /// before a pause or a save is not kicked again.
     fn resume(&mut self);
-
-    /// Device-specific state as after power-on. The device is not active.
-    fn reset(&mut self);
-
-    /// Counters, by the names of the REST API.
-    fn counters(&self) -> BTreeMap<&'static str, u64> {
-        BTreeMap::new()
-    }
 }
 
 /// Copies from a configuration space given as bytes; what is beyond them reads as zero.

@@ -12,6 +12,7 @@ pub mod features;
 pub mod host;
 pub mod interrupt;
 pub mod net;
+mod one_worker;
 pub mod pmem;
 pub mod queue;
 pub mod rng;

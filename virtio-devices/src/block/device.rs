@@ -23,7 +23,7 @@ use super::{
     request::{ID_LENGTH, Limits, MAX_DISCARD_SECTORS, MAX_ZEROES_SECTORS},
 };
 use crate::{
-    device::{ActivateError, Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
+    device::{ActivateError, Activation, ActiveQueue, DeviceType, Queues, StoppedQueue, VirtioDevice},
     host::{
         disk::{DiskImage, Geometry, SECTOR},
         rate_limiter::RateLimiter,
@@ -295,6 +295,16 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn reset(&mut self) {
+        self.disk.writeback.store(true, Ordering::Release);
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.disk.counters.values()
+    }
+}
+
+impl Queues for Block {
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
         if let Some(activation) = &self.activation {
             let mut worker = self.worker(queue, activation)?;
@@ -338,14 +348,6 @@ impl VirtioDevice for Block {
             config.changed();
         }
         self.workers.iter_mut().for_each(Worker::resume);
-    }
-
-    fn reset(&mut self) {
-        self.disk.writeback.store(true, Ordering::Release);
-    }
-
-    fn counters(&self) -> BTreeMap<&'static str, u64> {
-        self.disk.counters.values()
     }
 }
 

@@ -6,15 +6,15 @@ use std::sync::{
 };
 
 use address_manager::Transaction;
-use devices::{PauseError, Stateful, terminal::Terminal};
+use devices::{Stateful, terminal::Terminal};
 use parking_lot::Mutex;
 use vm_migration::LoadError;
 
 use super::{ConsoleState, FEATURE_SIZE, queue::PortJob};
 use crate::{
-    device::{ActivateError, Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
+    device::{ActivateError, Activation, DeviceType, VirtioDevice},
     interrupt::ConfigInterrupt,
-    queue::QueueState,
+    one_worker::{DeviceJob, OneWorker},
     worker::{Spawn, Worker},
 };
 
@@ -109,50 +109,28 @@ impl VirtioDevice for Console {
             *self.size.config.lock() = Some(activation.config.clone());
         }
         let job = PortJob::new(&self.id, &self.terminal, activation);
-        let worker = Worker::new(&self.id, job, &self.spawn);
-        self.worker = Some(worker.map_err(|error| ActivateError::host("cannot make an eventfd", error))?);
+        self.worker = Some(job.begin(&self.id, &self.spawn)?);
         Ok(())
-    }
-
-    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        if let Some(worker) = &self.worker {
-            worker.job().start_queue(queue);
-            worker.wake();
-        }
-        Ok(())
-    }
-
-    fn stop_queue(&mut self, index: u16) -> Result<Option<QueueState>, PauseError> {
-        Ok(self.worker.as_ref().and_then(|worker| worker.job().stop_queue(index)))
-    }
-
-    fn stop(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &mut self.worker else { return Ok(Vec::new()) };
-        worker.stop()?;
-        let stopped = worker.job().states();
-        self.worker = None;
-        *self.size.config.lock() = None;
-        Ok(stopped)
-    }
-
-    fn ask_to_pause(&self) {
-        self.worker.iter().for_each(Worker::ask_to_pause);
-    }
-
-    fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &self.worker else { return Ok(Vec::new()) };
-        worker.pause()?;
-        Ok(worker.job().states())
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &mut self.worker {
-            worker.resume();
-        }
     }
 
     // The size is the terminal's, not the driver's.
     fn reset(&mut self) {}
+}
+
+impl OneWorker for Console {
+    type Job = PortJob;
+
+    fn worker(&self) -> Option<&Worker<PortJob>> {
+        self.worker.as_ref()
+    }
+
+    fn worker_mut(&mut self) -> &mut Option<Worker<PortJob>> {
+        &mut self.worker
+    }
+
+    fn stopped(&mut self) {
+        *self.size.config.lock() = None;
+    }
 }
 
 impl Stateful for Console {

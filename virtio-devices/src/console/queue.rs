@@ -9,6 +9,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::{
     device::{Activation, ActiveQueue, StoppedQueue},
     interrupt::ConfigInterrupt,
+    one_worker::DeviceJob,
     queue::{Chain, QueueError, QueueState},
     worker::{Job, Poller, QueueSlot},
 };
@@ -26,7 +27,7 @@ const PIECE: usize = 4096;
 /// Largest output request: no driver sends more, and the thread must come to a halt in bounded time.
 const MAX_OUTPUT: u32 = 4 << 20;
 
-pub(super) struct PortJob {
+pub(crate) struct PortJob {
     id: String,
     terminal: Arc<Terminal>,
     memory: MemoryReader,
@@ -50,22 +51,6 @@ impl PortJob {
         };
         queues.into_iter().for_each(|queue| job.start_queue(queue));
         job
-    }
-
-    pub(super) fn start_queue(&mut self, queue: ActiveQueue) {
-        match queue.index {
-            RECEIVE => self.receive.start(queue),
-            TRANSMIT => self.transmit.start(queue),
-            _ => {}
-        }
-    }
-
-    pub(super) fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        self.receive.stop(index).or_else(|| self.transmit.stop(index))
-    }
-
-    pub(super) fn states(&self) -> Vec<StoppedQueue> {
-        self.receive.state().into_iter().chain(self.transmit.state()).collect()
     }
 
     /// The guest's output.
@@ -140,6 +125,24 @@ fn next(
     match queue.queue.pop(memory)? {
         None if queue.queue.enable_notification(memory)? => queue.queue.pop(memory),
         other => Ok(other),
+    }
+}
+
+impl DeviceJob for PortJob {
+    fn start_queue(&mut self, queue: ActiveQueue) {
+        match queue.index {
+            RECEIVE => self.receive.start(queue),
+            TRANSMIT => self.transmit.start(queue),
+            _ => {}
+        }
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        self.receive.stop(index).or_else(|| self.transmit.stop(index))
+    }
+
+    fn states(&self) -> Vec<StoppedQueue> {
+        self.receive.state().into_iter().chain(self.transmit.state()).collect()
     }
 }
 

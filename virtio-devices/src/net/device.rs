@@ -17,7 +17,9 @@ use vm_migration::LoadError;
 
 use super::{NetBackend, NetState, control::ControlJob, features, queue::PairJob};
 use crate::{
-    device::{ActivateError, Activation, ActiveQueue, DeviceType, FeatureRule, StoppedQueue, VirtioDevice},
+    device::{
+        ActivateError, Activation, ActiveQueue, DeviceType, FeatureRule, Queues, StoppedQueue, VirtioDevice,
+    },
     host::{
         rate_limiter::RateLimiter,
         tap::{HEADER, Offloads},
@@ -381,6 +383,27 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
+    fn reset(&mut self) {
+        *self.shared.chosen_mac.lock() = None;
+        self.shared.announce.store(false, Ordering::Release);
+        self.shared.active_pairs.store(1, Ordering::Release);
+        *self.shared.chosen_offloads.lock() = None;
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let Counters { receive_bytes, receive_frames, transmit_bytes, transmit_frames } =
+            &self.shared.counters;
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BTreeMap::from([
+            ("rx_bytes", value(receive_bytes)),
+            ("rx_frames", value(receive_frames)),
+            ("tx_bytes", value(transmit_bytes)),
+            ("tx_frames", value(transmit_frames)),
+        ])
+    }
+}
+
+impl Queues for Net {
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
         let Some(context) = self.context.clone() else { return Ok(()) };
         self.place(queue, &context)?;
@@ -417,25 +440,6 @@ impl VirtioDevice for Net {
     fn resume(&mut self) {
         self.pairs.iter_mut().for_each(Worker::resume);
         self.control.iter_mut().for_each(Worker::resume);
-    }
-
-    fn reset(&mut self) {
-        *self.shared.chosen_mac.lock() = None;
-        self.shared.announce.store(false, Ordering::Release);
-        self.shared.active_pairs.store(1, Ordering::Release);
-        *self.shared.chosen_offloads.lock() = None;
-    }
-
-    fn counters(&self) -> BTreeMap<&'static str, u64> {
-        let Counters { receive_bytes, receive_frames, transmit_bytes, transmit_frames } =
-            &self.shared.counters;
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        BTreeMap::from([
-            ("rx_bytes", value(receive_bytes)),
-            ("rx_frames", value(receive_frames)),
-            ("tx_bytes", value(transmit_bytes)),
-            ("tx_frames", value(transmit_frames)),
-        ])
     }
 }
 

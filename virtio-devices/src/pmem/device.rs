@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use address_manager::Transaction;
-use devices::{PauseError, Stateful};
+use devices::Stateful;
 use vm_migration::LoadError;
 
 use super::{PmemState, Store, counters::Counters, queue::FlushJob};
 use crate::{
-    device::{ActivateError, Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
-    queue::QueueState,
+    device::{ActivateError, Activation, DeviceType, VirtioDevice},
+    one_worker::{DeviceJob, OneWorker},
     worker::{Spawn, Worker},
 };
 
@@ -66,51 +66,26 @@ impl VirtioDevice for Pmem {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let (id, store, counters) = (&self.config.id, &self.store, &self.counters);
         let job = FlushJob::new(id, Arc::clone(store), Arc::clone(counters), activation);
-        let worker = Worker::new(id, job, &self.spawn);
-        self.worker = Some(worker.map_err(|error| ActivateError::host("cannot make an eventfd", error))?);
+        self.worker = Some(job.begin(id, &self.spawn)?);
         Ok(())
-    }
-
-    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        if let Some(worker) = &self.worker {
-            worker.job().start_queue(queue);
-            worker.wake();
-        }
-        Ok(())
-    }
-
-    fn stop_queue(&mut self, index: u16) -> Result<Option<QueueState>, PauseError> {
-        Ok(self.worker.as_ref().and_then(|worker| worker.job().stop_queue(index)))
-    }
-
-    fn stop(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &mut self.worker else { return Ok(Vec::new()) };
-        worker.stop()?;
-        let stopped = worker.job().states();
-        self.worker = None;
-        Ok(stopped)
-    }
-
-    fn ask_to_pause(&self) {
-        self.worker.iter().for_each(Worker::ask_to_pause);
-    }
-
-    fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &self.worker else { return Ok(Vec::new()) };
-        worker.pause()?;
-        Ok(worker.job().states())
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &mut self.worker {
-            worker.resume();
-        }
     }
 
     fn reset(&mut self) {}
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         self.counters.values()
+    }
+}
+
+impl OneWorker for Pmem {
+    type Job = FlushJob;
+
+    fn worker(&self) -> Option<&Worker<FlushJob>> {
+        self.worker.as_ref()
+    }
+
+    fn worker_mut(&mut self) -> &mut Option<Worker<FlushJob>> {
+        &mut self.worker
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Store, counters::Counters};
 use crate::{
     device::{Activation, ActiveQueue, StoppedQueue},
     interrupt::ConfigInterrupt,
+    one_worker::DeviceJob,
     queue::{Chain, QueueError, QueueState},
     worker::{Job, Poller, QueueSlot, signal},
 };
@@ -26,7 +27,7 @@ const FAILED: i32 = -1;
 const WORD: u32 = 4;
 
 #[derive(Debug)]
-pub(super) struct FlushJob {
+pub(crate) struct FlushJob {
     id: String,
     store: Arc<dyn Store>,
     counters: Arc<Counters>,
@@ -48,16 +49,18 @@ impl FlushJob {
         let queue = QueueSlot::new(KICK, queues.into_iter().next());
         Self { id: id.to_owned(), store, counters, memory: memory.reader(), config, queue, failed: false }
     }
+}
 
-    pub(super) fn start_queue(&mut self, queue: ActiveQueue) {
+impl DeviceJob for FlushJob {
+    fn start_queue(&mut self, queue: ActiveQueue) {
         self.queue.start(queue);
     }
 
-    pub(super) fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         self.queue.stop(index)
     }
 
-    pub(super) fn states(&self) -> Vec<StoppedQueue> {
+    fn states(&self) -> Vec<StoppedQueue> {
         self.queue.state().into_iter().collect()
     }
 }

@@ -11,6 +11,7 @@ use address_manager::{GuestMemoryView, MemoryReader};
 use crate::{
     device::{Activation, ActiveQueue, StoppedQueue},
     interrupt::ConfigInterrupt,
+    one_worker::DeviceJob,
     queue::{Chain, QueueError, QueueState},
     worker::{Job, Poller, QueueSlot},
 };
@@ -21,7 +22,7 @@ const KICK: u32 = 0;
 const MAX_BYTES: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct RequestJob {
+pub(crate) struct RequestJob {
     id: String,
     source: Arc<File>,
     memory: MemoryReader,
@@ -38,16 +39,18 @@ impl RequestJob {
         let source = Arc::clone(source);
         Self { id: id.to_owned(), source, memory: memory.reader(), config, queue, failed: false }
     }
+}
 
-    pub(super) fn start_queue(&mut self, queue: ActiveQueue) {
+impl DeviceJob for RequestJob {
+    fn start_queue(&mut self, queue: ActiveQueue) {
         self.queue.start(queue);
     }
 
-    pub(super) fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         self.queue.stop(index)
     }
 
-    pub(super) fn states(&self) -> Vec<StoppedQueue> {
+    fn states(&self) -> Vec<StoppedQueue> {
         self.queue.state().into_iter().collect()
     }
 }

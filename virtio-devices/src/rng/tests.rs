@@ -51,6 +51,20 @@ fn bytes_come_and_differ() {
 }
 
 #[test]
+fn a_queue_that_is_reset_alone_begins_again() {
+    for wanted in [0, features::RING_PACKED] {
+        let mut machine = Machine::new(make());
+        let mut driver = machine.start(wanted | features::RING_RESET, 8).remove(0);
+        assert_eq!(ask(&mut machine, &mut driver, 100).len(), 100);
+        machine.write16(22, 0);
+        machine.write16(58, 1);
+        assert_eq!(machine.read16(28), 0);
+        let mut driver = machine.enable_queue(0, 4);
+        assert_eq!(ask(&mut machine, &mut driver, 100).len(), 100);
+    }
+}
+
+#[test]
 fn a_source_that_ends_is_no_end_of_the_device() {
     let empty = Rng::new("dev0", File::open("/dev/null").unwrap(), Arc::new(PlainThreads));
     let mut machine = Machine::new(Box::new(empty));

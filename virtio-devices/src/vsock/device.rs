@@ -10,7 +10,7 @@ use std::{
 };
 
 use address_manager::Transaction;
-use devices::{PauseError, Stateful};
+use devices::Stateful;
 use vm_migration::LoadError;
 
 use super::{
@@ -18,9 +18,9 @@ use super::{
     switch::Tally,
 };
 use crate::{
-    device::{ActivateError, Activation, ActiveQueue, DeviceType, StoppedQueue, VirtioDevice},
+    device::{ActivateError, Activation, DeviceType, VirtioDevice},
     host::vsock::HostSocket,
-    queue::QueueState,
+    one_worker::{DeviceJob, OneWorker},
     worker::{Spawn, Worker},
 };
 
@@ -54,6 +54,7 @@ pub(super) struct Shared {
 pub struct Vsock {
     shared: Arc<Shared>,
     spawn: Arc<dyn Spawn>,
+    /// With it go all connections.
     worker: Option<Worker<SocketJob>>,
 }
 
@@ -102,46 +103,8 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let job = SocketJob::new(&self.shared, activation);
-        let worker = Worker::new(&self.shared.id, job, &self.spawn);
-        self.worker = Some(worker.map_err(|error| ActivateError::host("cannot make an eventfd", error))?);
+        self.worker = Some(job.begin(&self.shared.id, &self.spawn)?);
         Ok(())
-    }
-
-    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        if let Some(worker) = &self.worker {
-            worker.job().start_queue(queue);
-            worker.wake();
-        }
-        Ok(())
-    }
-
-    fn stop_queue(&mut self, index: u16) -> Result<Option<QueueState>, PauseError> {
-        Ok(self.worker.as_ref().and_then(|worker| worker.job().stop_queue(index)))
-    }
-
-    fn stop(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &mut self.worker else { return Ok(Vec::new()) };
-        worker.stop()?;
-        let stopped = worker.job().states();
-        // With it go all connections.
-        self.worker = None;
-        Ok(stopped)
-    }
-
-    fn ask_to_pause(&self) {
-        self.worker.iter().for_each(Worker::ask_to_pause);
-    }
-
-    fn pause(&mut self) -> Result<Vec<StoppedQueue>, PauseError> {
-        let Some(worker) = &self.worker else { return Ok(Vec::new()) };
-        worker.pause()?;
-        Ok(worker.job().states())
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &mut self.worker {
-            worker.resume();
-        }
     }
 
     fn reset(&mut self) {
@@ -159,6 +122,18 @@ impl VirtioDevice for Vsock {
             ("connections", value(made)),
             ("resets", value(resets)),
         ])
+    }
+}
+
+impl OneWorker for Vsock {
+    type Job = SocketJob;
+
+    fn worker(&self) -> Option<&Worker<SocketJob>> {
+        self.worker.as_ref()
+    }
+
+    fn worker_mut(&mut self) -> &mut Option<Worker<SocketJob>> {
+        &mut self.worker
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     device::{Activation, ActiveQueue, BUDGET, StoppedQueue},
     host::vsock::HostSocket,
     interrupt::ConfigInterrupt,
+    one_worker::DeviceJob,
     queue::{Chain, QueueError, QueueState},
     worker::{Job, Poller, QueueSlot, signal},
 };
@@ -48,7 +49,7 @@ const ACCEPTED_AT_ONCE: usize = 16;
 /// the processor.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-pub(super) struct SocketJob {
+pub(crate) struct SocketJob {
     shared: Arc<Shared>,
     memory: MemoryReader,
     config: ConfigInterrupt,
@@ -94,23 +95,6 @@ impl SocketJob {
         };
         queues.into_iter().for_each(|queue| job.start_queue(queue));
         job
-    }
-
-    pub(super) fn start_queue(&mut self, queue: ActiveQueue) {
-        match queue.index {
-            RECEIVE => self.receive.start(queue),
-            TRANSMIT => self.transmit.start(queue),
-            EVENT => self.event.start(queue),
-            _ => {}
-        }
-    }
-
-    pub(super) fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        self.slots_mut().into_iter().find_map(|slot| slot.stop(index))
-    }
-
-    pub(super) fn states(&self) -> Vec<StoppedQueue> {
-        [&self.receive, &self.transmit, &self.event].into_iter().filter_map(QueueSlot::state).collect()
     }
 
     fn slots_mut(&mut self) -> [&mut QueueSlot; 3] {
@@ -310,6 +294,25 @@ fn receive_all(
         queue.queue.add_used(memory, chain, 0)?;
     }
     queue.notify(memory)
+}
+
+impl DeviceJob for SocketJob {
+    fn start_queue(&mut self, queue: ActiveQueue) {
+        match queue.index {
+            RECEIVE => self.receive.start(queue),
+            TRANSMIT => self.transmit.start(queue),
+            EVENT => self.event.start(queue),
+            _ => {}
+        }
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        self.slots_mut().into_iter().find_map(|slot| slot.stop(index))
+    }
+
+    fn states(&self) -> Vec<StoppedQueue> {
+        [&self.receive, &self.transmit, &self.event].into_iter().filter_map(QueueSlot::state).collect()
+    }
 }
 
 impl Job for SocketJob {

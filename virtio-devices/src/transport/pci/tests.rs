@@ -10,7 +10,7 @@ use vm_migration::{LoadError, State};
 
 use super::*;
 use crate::{
-    device::{ActivateError, FeatureRule},
+    device::{ActivateError, FeatureRule, Queues},
     testing::{
         Buffer,
         machine::{DATA, Machine},
@@ -103,6 +103,12 @@ impl VirtioDevice for Probe {
         Ok(())
     }
 
+    fn reset(&mut self) {
+        self.config = vec![1, 2, 3, 4];
+    }
+}
+
+impl Queues for Probe {
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
         let mut noted = self.noted.lock();
         noted.calls.push(format!("start {}", queue.index));
@@ -138,10 +144,6 @@ impl VirtioDevice for Probe {
 
     fn resume(&mut self) {
         self.noted.lock().calls.push("resume".into());
-    }
-
-    fn reset(&mut self) {
-        self.config = vec![1, 2, 3, 4];
     }
 }
 
