@@ -2,17 +2,17 @@
 //! when they like.
 //!
 //! Whatever they do: no panic, no packet for the guest that is not from the host or carries more than there is room for,
-//! no more bytes on a connection than the guest has said it has room for, no place that is taken twice, and the guest is
-//! held up before the resets that it does not take are more than their bound.
+//! no more bytes on a connection than the guest has said it has room for, no place that is taken twice, no answer waited
+//! for when its time is over, and the guest is held up before the resets that it does not take are more than their bound.
 
 #![no_main]
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use cumulet_fuzz::Bytes;
 use libfuzzer_sys::fuzz_target;
 use virtio_devices::vsock::{
-    Host, Stream,
+    ANSWER_LIMIT, Host, Stream,
     packet::{HEADER, HOST_CID, Header, operation},
     switch::{MAX_PLACES, Switch},
 };
@@ -31,8 +31,8 @@ fuzz_target!(|input: &[u8]| {
 
 /// `None` when the input is used up.
 fn run(mut input: Bytes<'_>) -> Option<()> {
-    let mut switch = Switch::new(CID, Programs::default(), Arc::default());
-    let mut room = BTreeMap::new();
+    let mut switch = Switch::new(CID, Programs::default(), Arc::default(), ANSWER_LIMIT);
+    let (mut room, mut now) = (BTreeMap::new(), Duration::ZERO);
     for _ in 0..MAX_OPERATIONS {
         let choice = input.byte()?;
         match choice % 8 {
@@ -42,6 +42,12 @@ fn run(mut input: Bytes<'_>) -> Option<()> {
                 let _ = switch.accept();
             }
             5 => switch.ready(usize::from(input.byte()?)),
+            6 if choice >= 128 => {
+                now += Duration::from_secs((choice / 8 % 16).into());
+                switch.set_time(now);
+                switch.give_up();
+                assert!(switch.next_limit().is_none_or(|limit| limit > now));
+            }
             _ => hear(&mut switch, &mut room, usize::from(input.half()?) % 5000),
         }
         let places = switch.all();
