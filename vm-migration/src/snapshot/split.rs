@@ -36,7 +36,8 @@ pub(super) fn split(text: &Arc<String>) -> Option<Vec<Section>> {
     (rest.at == rest.text.len()).then_some(sections)
 }
 
-/// What has not been looked at yet. What a function does not find leaves it where it is, or at the end of all hope.
+/// What has not been looked at yet. Once a function has found nothing, where it stands says nothing either, but for `word`,
+/// which stays.
 struct Rest<'a> {
     text: &'a [u8],
     at: usize,
